@@ -136,10 +136,11 @@ class DiffusionConfig:
 class ModelConfig:
   """A whole StableSR model. Parts that are None are absent: a model without a text tower still has its null prompt."""
 
-  unet: UNetConfig = UNetConfig()
+  unet: UNetConfig | None = UNetConfig()
   time_aware_encoder: TimeAwareEncoderConfig | None = TimeAwareEncoderConfig()
-  autoencoder: AutoencoderConfig = AutoencoderConfig()
+  autoencoder: AutoencoderConfig | None = AutoencoderConfig()
   text_encoder: TextEncoderConfig | None = TextEncoderConfig()
+  precleaner: RRDBNetConfig | None = None
   diffusion: DiffusionConfig = DiffusionConfig()
 
 

@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""Converts published PyTorch weights into one model folder, and back. See `python convert_weights.py --help`."""
+
+import sys
+
+from stablesr_jax.cli.convert import main
+
+if __name__ == "__main__":
+  sys.exit(main())

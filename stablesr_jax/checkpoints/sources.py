@@ -1,0 +1,220 @@
+"""What a checkpoint is, told from its keys, and where each part of a model lies in it."""
+
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from stablesr_jax.checkpoints import names
+from stablesr_jax.checkpoints.tensor_file import TensorFile, open_tensors, sha256
+
+
+class Tensors(Protocol):
+  """Named tensors, read one at a time: a file, or a diffusers folder."""
+
+  path: pathlib.Path
+
+  def __iter__(self) -> Iterator[str]: ...
+  def __contains__(self, name: object) -> bool: ...
+  def shape(self, name: str) -> tuple[int, ...]: ...
+  def read(self, name: str) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """A kind of published file.
+
+  Attributes:
+    title: for messages.
+    recognise: does a set of keys belong to a file of this kind?
+    parts: component -> (prefix of its keys, its name map).
+  """
+
+  title: str
+  recognise: Callable[[Any], bool]
+  parts: dict[str, tuple[str, Callable[[Any], names.Names]]]
+
+
+def _has(*wanted: str) -> Callable[[Any], bool]:
+  return lambda keys: all(key in keys for key in wanted)
+
+
+def _without(recognise: Callable[[Any], bool], *unwanted: str) -> Callable[[Any], bool]:
+  return lambda keys: recognise(keys) and not any(key in keys for key in unwanted)
+
+
+_UNET = ("model.diffusion_model.", names.unet)
+_ENCODER = ("structcond_stage_model.", names.time_aware_encoder)
+_FIRST_STAGE = ("first_stage_model.", names.autoencoder)
+_TEXT = ("cond_stage_model.model.", names.text_encoder)
+_SPADE = "model.diffusion_model.middle_block.0.spade.mlp_gamma.weight"
+_UNET_IN = "model.diffusion_model.input_blocks.0.0.weight"
+_STRUCTURE_IN = "structcond_stage_model.input_blocks.0.0.weight"
+_FUSION = "decoder.fusion_layer_1.encode_enc_1.conv1.weight"
+
+# What a part is taken from where several files have it: the first kind here. Recognised in this order, too.
+KINDS = {
+  "stablesr_webui": Kind(
+    "the web UI's StableSR module (encoder and SFT layers only)",
+    _without(_has(_STRUCTURE_IN, _SPADE), _UNET_IN),
+    {"time_aware_encoder": _ENCODER, "unet": _UNET},
+  ),
+  "cfw": Kind(
+    "an autoencoder with CFW", _has(_FUSION, "encoder.conv_in.weight"), {"autoencoder": ("", names.autoencoder)}
+  ),
+  "cfw_only": Kind("CFW layers without their autoencoder", _has(_FUSION), {"autoencoder": ("", names.autoencoder)}),
+  "autoencoder": Kind(
+    "an autoencoder",
+    _has("encoder.conv_in.weight", "decoder.conv_in.weight", "quant_conv.weight", "encoder.mid.attn_1.q.weight"),
+    {"autoencoder": ("", names.autoencoder)},
+  ),
+  "stablesr": Kind(
+    "a StableSR model",
+    _has(_STRUCTURE_IN, _UNET_IN),
+    {"time_aware_encoder": _ENCODER, "unet": _UNET, "autoencoder": _FIRST_STAGE, "text_encoder": _TEXT},
+  ),
+  "diffusers": Kind(
+    "a Stable Diffusion folder in the diffusers layout",
+    _has("unet/conv_in.weight"),
+    {
+      "unet": ("unet/", names.unet_diffusers),
+      "autoencoder": ("vae/", names.autoencoder_diffusers),
+      "text_encoder": ("text_encoder/", names.text_encoder_diffusers),
+    },
+  ),
+  "stable_diffusion": Kind(
+    "a Stable Diffusion model",
+    _without(_has(_UNET_IN), _STRUCTURE_IN),
+    {"unet": _UNET, "autoencoder": _FIRST_STAGE, "text_encoder": _TEXT},
+  ),
+  "real_esrgan": Kind(
+    "a Real-ESRGAN generator",
+    _has("conv_first.weight", "body.0.rdb1.conv1.weight", "conv_up1.weight"),
+    {"precleaner": ("", names.rrdbnet)},
+  ),
+}
+
+# Keys that no model needs, and why.
+IGNORED = {
+  r"(betas|(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod(_prev)?|posterior_\w+|logvar|scale_factor)": (
+    "schedule tables, computed anew"
+  ),
+  r"cond_stage_model\.model\.(text_projection|logit_scale|attn_mask)": "parts of CLIP that no text embedding needs",
+  r"(cond_stage_model\.model\.transformer\.resblocks|text_encoder/encoder\.layers)\.23\..*": (
+    "the text tower's last layer, which is not used"
+  ),
+  r"(.*\.)?position_ids|text_encoder/text_projection.*": "parts of CLIP that no text embedding needs",
+  r"loss\..*|first_stage_model\.loss\..*": "training losses",
+  r"model_ema\..*": "averaged copies beside the weights",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """An opened file and what it is."""
+
+  tensors: Tensors
+  kind: str
+
+  @property
+  def path(self) -> pathlib.Path:
+    return self.tensors.path
+
+  def provenance(self) -> dict[str, str]:
+    """For `model.json`: name, SHA-256 and kind (of a folder, the digest of its files' digests)."""
+    if isinstance(self.tensors, DiffusersFolder):
+      digest = self.tensors.sha256()
+    else:
+      digest = sha256(self.path)
+    return {"file": self.path.name, "sha256": digest, "kind": self.kind}
+
+
+class DiffusersFolder:
+  """The UNet, autoencoder and text tower of a diffusers folder, keys prefixed "unet/", "vae/", "text_encoder/"."""
+
+  _PARTS = {
+    "unet": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+    "vae": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+    "text_encoder": ("model.safetensors", "pytorch_model.bin"),
+  }
+
+  def __init__(self, path: pathlib.Path):
+    self.path = path
+    self._at: dict[str, tuple[TensorFile, str]] = {}
+    for part, candidates in self._PARTS.items():
+      files = [path / part / name for name in candidates if (path / part / name).is_file()]
+      if not files and (path / part).is_dir():
+        raise ValueError(f"{path / part}: has none of {', '.join(candidates)}")
+      for file in files[:1]:
+        tensors = open_tensors(file)
+        for name in tensors:
+          self._at[f"{part}/{name.removeprefix('text_model.')}"] = (tensors, name)
+    if not self._at:
+      raise ValueError(f"{path}: neither a diffusers folder (unet/, vae/, text_encoder/) nor a checkpoint file")
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._at)
+
+  def __contains__(self, name: object) -> bool:
+    return name in self._at
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    tensors, key = self._at[name]
+    return tensors.shape(key)
+
+  def read(self, name: str) -> np.ndarray:
+    tensors, key = self._at[name]
+    return tensors.read(key)
+
+  def prediction(self) -> str | None:
+    """What the scheduler's config says the UNet predicts: "eps", "v" or None if it says nothing."""
+    file = self.path / "scheduler" / "scheduler_config.json"
+    if not file.is_file():
+      return None
+    try:
+      return {"epsilon": "eps", "v_prediction": "v"}.get(json.loads(file.read_text()).get("prediction_type"))
+    except (ValueError, AttributeError):
+      raise ValueError(f"{file}: not a scheduler's JSON") from None
+
+  def sha256(self) -> str:
+    import hashlib
+
+    files = sorted({tensors.path for tensors, _ in self._at.values()})
+    return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
+
+
+def open_source(path: pathlib.Path) -> Source:
+  """Opens a checkpoint file or a diffusers folder and recognises it.
+
+  Raises:
+    ValueError: it cannot be read, or its keys are those of nothing known.
+  """
+  tensors: Tensors = DiffusersFolder(path) if path.is_dir() else open_tensors(path)
+  for name, kind in KINDS.items():
+    if kind.recognise(tensors):
+      return Source(tensors, name)
+  first = ", ".join(list(tensors)[:3])
+  raise ValueError(f"{path}: not a kind of checkpoint that is known (its first keys: {first})")
+
+
+def ignored_reason(key: str) -> str | None:
+  """Why no model needs a key, or None."""
+  return next((reason for pattern, reason in IGNORED.items() if re.fullmatch(pattern, key)), None)
+
+
+def by_priority(sources: Sequence[Source]) -> list[Source]:
+  """The sources in the order in which parts are taken from them.
+
+  Raises:
+    ValueError: two of them are of one kind.
+  """
+  order = list(KINDS)
+  ordered = sorted(sources, key=lambda source: order.index(source.kind))
+  for a, b in zip(ordered, ordered[1:], strict=False):
+    if a.kind == b.kind:
+      raise ValueError(f"{a.path} and {b.path} are both {KINDS[a.kind].title}; give one of them")
+  return ordered

@@ -1,0 +1,143 @@
+"""The converted format: a folder with `model.json` and one Orbax checkpoint for each part of the model."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from stablesr_jax.config import ModelConfig, SamplingConfig, from_json, to_json
+from stablesr_jax.models.components import COMPONENTS, Params, abstract_params
+
+FORMAT = 1
+MANIFEST = "model.json"
+NULL_PROMPT = "null_prompt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+  """What `model.json` says.
+
+  Attributes:
+    name: of the model, for people.
+    architecture: sizes and parameterisation.
+    sampling: the model's own defaults.
+    dtype: of the stored parameters.
+    sources: {"file", "sha256", "kind"} of every file it was converted from.
+  """
+
+  name: str
+  architecture: ModelConfig
+  sampling: SamplingConfig = SamplingConfig()
+  dtype: str = "float32"
+  sources: tuple[dict[str, str], ...] = ()
+  format: int = FORMAT
+
+
+class ModelWriter:
+  """Writes a model part by part into a temporary folder that `commit` puts in place, whole or not at all.
+
+  Raises:
+    ValueError: at `path` is something else than a converted model or an empty folder.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    self.path = pathlib.Path(path).resolve()
+    if self.path.exists() and not (self.path / MANIFEST).is_file() and (self.path.is_file() or any(self.path.iterdir())):
+      raise ValueError(f"{path}: exists and is no converted model; it will not be replaced")
+    self._partial = self.path.with_name(f".{self.path.name}.partial")
+    shutil.rmtree(self._partial, ignore_errors=True)
+    self._partial.mkdir(parents=True)
+
+  def write(self, part: str, params: Params) -> None:
+    """Stores one part's parameters (NumPy or JAX arrays), without copying them."""
+    saving = ocp.options.ArrayOptions.Saving(use_compression=False)  # weights do not compress; this halves the time
+    memory = ocp.options.MemoryOptions(deepcopy_host_arrays=False, write_concurrent_bytes=1 << 28)
+    with ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving), memory_options=memory):
+      ocp.save(self._partial / part, params)
+
+  def commit(self, manifest: Manifest) -> None:
+    """Writes `model.json` and moves the folder into place; an earlier model there is replaced."""
+    (self._partial / MANIFEST).write_text(json.dumps(to_json(manifest), indent=2) + "\n")
+    replaced = self.path.with_name(f".{self.path.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if self.path.exists():
+      self.path.rename(replaced)
+    self._partial.rename(self.path)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+  def discard(self) -> None:
+    """Removes what was written."""
+    shutil.rmtree(self._partial, ignore_errors=True)
+
+
+def read_manifest(path: str | os.PathLike) -> Manifest:
+  """Reads a converted model's `model.json`.
+
+  Raises:
+    ValueError: the folder is no converted model, or its manifest does not fit this version; one line, named.
+  """
+  path = pathlib.Path(path)
+  file = path / MANIFEST
+  if not path.exists():
+    raise ValueError(f"{path}: no such model folder")
+  if not file.is_file():
+    what = "a checkpoint file" if path.is_file() else "a folder without model.json"
+    raise ValueError(f"{path}: {what}, not a converted model (make one with convert_weights.py)")
+  try:
+    values = json.loads(file.read_text())
+  except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    raise ValueError(f"{file}: not valid JSON ({error})") from None
+  if isinstance(values, dict) and values.get("format") != FORMAT:
+    raise ValueError(f"{file}: format {values.get('format')!r} is not known to this version, which reads {FORMAT}")
+  return from_json(Manifest, values, str(file))
+
+
+def load_params(
+  path: str | os.PathLike,
+  manifest: Manifest,
+  parts: Iterable[str],
+  *,
+  dtype: str = "float32",
+  sharding: jax.sharding.Sharding | None = None,
+) -> dict[str, Params]:
+  """Loads parts of a converted model.
+
+  Args:
+    parts: names from `COMPONENTS`, or "null_prompt".
+    dtype: of the parameters in memory.
+    sharding: of every parameter; by default the first device.
+
+  Raises:
+    ValueError: a part is absent, damaged or of another architecture than `model.json` says.
+  """
+  path = pathlib.Path(path).resolve()
+  sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  loaded = {}
+  for part in parts:
+    if part in COMPONENTS:
+      if getattr(manifest.architecture, part) is None:
+        raise ValueError(f"{path}: this model has no {part.replace('_', ' ')}")
+      abstract = abstract_params(manifest.architecture, part)
+    else:
+      if manifest.architecture.unet is None:
+        raise ValueError(f"{path}: this model has no unet")
+      abstract = jax.ShapeDtypeStruct((77, manifest.architecture.unet.context_dim), np.float32)
+    target = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, np.dtype(dtype), sharding=sharding), abstract)
+    try:
+      loaded[part] = ocp.load(path / part, {part: target} if part == NULL_PROMPT else target)
+    except Exception as error:  # Orbax's errors are many and long; the first line says what is wrong.
+      raise ValueError(f"{path / part}: cannot be loaded: {_first_line(error)}") from None
+    if part == NULL_PROMPT:
+      loaded[part] = loaded[part][part]
+  return loaded
+
+
+def _first_line(error: Any) -> str:
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,61 @@
+"""Scaled dot-product attention whose memory is bounded on every device."""
+
+import jax
+import jax.numpy as jnp
+
+from stablesr_jax.config import ComputeConfig
+
+# Scores held at once by the chunked path, in elements: 4 MiB of float32 stays near a core's cache.
+_CHUNK_SCORES = 1 << 20
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, compute: ComputeConfig, *, causal: bool = False) -> jax.Array:
+  """softmax(q k^T / sqrt(D)) v for each head.
+
+  Args:
+    q: (B, N, H, D). k, v: (B or 1, M, H, D); a batch of 1 serves every query (a prompt shared by all tiles).
+    compute: chooses the implementation.
+    causal: a query attends to the keys up to its own position only.
+
+  Returns:
+    (B, N, H, D) in q's dtype; the softmax is float32.
+  """
+  if k.shape[0] != q.shape[0]:
+    k, v = (jnp.broadcast_to(a, (q.shape[0], *a.shape[1:])) for a in (k, v))
+  implementation = compute.attention
+  if implementation == "auto":
+    implementation = "cudnn" if _cudnn_can_run(q) else "chunked"
+  if implementation == "chunked" and not causal:
+    return _chunked(q, k, v)
+  return jax.nn.dot_product_attention(
+    q, k, v, is_causal=causal, implementation="cudnn" if implementation == "cudnn" else "xla"
+  )
+
+
+def _cudnn_can_run(q: jax.Array) -> bool:
+  """Flash attention needs half precision and heads of at most 128 channels, a multiple of 8."""
+  half = q.dtype in (jnp.bfloat16, jnp.float16)
+  return jax.default_backend() == "gpu" and half and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
+
+
+def _chunked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+  """Exact attention for a few queries at a time, one head after the other."""
+  b, n, h, d = q.shape
+  m = k.shape[1]
+  q, k, v = (a.transpose(0, 2, 1, 3).reshape(b * h, a.shape[1], d) for a in (q, k, v))
+  scale = d**-0.5
+
+  def head(qkv):
+    q, k, v = qkv
+
+    def queries(q):
+      scores = jnp.einsum("nd,md->nm", q, k, preferred_element_type=jnp.float32) * scale
+      return jnp.einsum("nm,md->nd", jax.nn.softmax(scores).astype(v.dtype), v)
+
+    chunk = max(1, min(n, _CHUNK_SCORES // m))
+    while n % chunk:
+      chunk -= 1
+    return jax.lax.map(queries, q.reshape(n // chunk, chunk, d)).reshape(n, d)
+
+  out = jax.lax.map(head, (q, k, v))
+  return out.reshape(b, h, n, d).transpose(0, 2, 1, 3)

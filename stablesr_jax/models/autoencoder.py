@@ -1,0 +1,139 @@
+"""Stable Diffusion's KL autoencoder, its decoder optionally refined by controllable feature wrapping."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from stablesr_jax.config import AutoencoderConfig, ComputeConfig
+from stablesr_jax.models.attention import attention
+from stablesr_jax.models.cfw import ControllableFeatureWrapping
+from stablesr_jax.models.layers import Downsample, ResidualBlock, Upsample, conv, group_norm
+
+
+class PixelAttention(nn.Module):
+  """Self-attention over all pixels with a single head, added to its input."""
+
+  compute: ComputeConfig
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    b, height, width, c = x.shape
+    h = group_norm(self.compute, epsilon=1e-6, name="norm")(x).reshape(b, height * width, c)
+    project = lambda name: nn.Dense(c, dtype=self.compute.jax_dtype, name=name)
+    q, k, v = (project(name)(h)[:, :, None] for name in ("q", "k", "v"))
+    return x + project("out")(attention(q, k, v, self.compute)[:, :, 0]).reshape(x.shape)
+
+
+class Middle(nn.Module):
+  compute: ComputeConfig
+
+  @nn.compact
+  def __call__(self, h: jax.Array) -> jax.Array:
+    h = ResidualBlock(h.shape[-1], self.compute, epsilon=1e-6, name="residual_0")(h)
+    h = PixelAttention(self.compute, name="attention")(h)
+    return ResidualBlock(h.shape[-1], self.compute, epsilon=1e-6, name="residual_1")(h)
+
+
+class Encoder(nn.Module):
+  config: AutoencoderConfig
+  compute: ComputeConfig
+
+  @nn.compact
+  def __call__(self, image: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+    c, compute = self.config, self.compute
+    last = len(c.channel_multipliers) - 1
+    h = conv(c.channels, compute, name="conv_in")(image)
+    features = []
+    for level, multiplier in enumerate(c.channel_multipliers):
+      for i in range(c.blocks_per_level):
+        h = ResidualBlock(c.channels * multiplier, compute, epsilon=1e-6, name=f"down_{level}_{i}")(h)
+      if 0 < level < last:
+        features.append(h)
+      if level < last:
+        h = Downsample(symmetric=False, compute=compute, name=f"downsample_{level}")(h)
+    h = Middle(compute, name="middle")(h)
+    h = nn.silu(group_norm(compute, epsilon=1e-6, name="norm_out")(h))
+    h = conv(2 * c.latent_channels, compute, name="conv_out")(h)
+    return conv(2 * c.latent_channels, compute, size=1, name="quant")(h), features
+
+
+class Decoder(nn.Module):
+  config: AutoencoderConfig
+  compute: ComputeConfig
+
+  @nn.compact
+  def __call__(
+    self, z: jax.Array, features: Sequence[jax.Array] | None, fidelity_weight: jax.Array | float
+  ) -> jax.Array:
+    c, compute = self.config, self.compute
+    last = len(c.channel_multipliers) - 1
+    h = conv(c.latent_channels, compute, size=1, name="post_quant")(z)
+    h = conv(c.channels * c.channel_multipliers[-1], compute, name="conv_in")(h)
+    h = Middle(compute, name="middle")(h)
+    for level in reversed(range(last + 1)):
+      for i in range(c.blocks_per_level + 1):
+        width = c.channels * c.channel_multipliers[level]
+        h = ResidualBlock(width, compute, epsilon=1e-6, name=f"up_{level}_{i}")(h)
+      if c.cfw and features is not None and 0 < level < last:
+        wrap = ControllableFeatureWrapping(c.cfw_growth, c.cfw_blocks, compute, name=f"cfw_{level}")
+        h = wrap(features[level - 1], h, fidelity_weight)
+      if level:
+        h = Upsample(compute, name=f"upsample_{level}")(h)
+    # The last stage is float32: it writes the pixels.
+    h = nn.silu(nn.GroupNorm(32, epsilon=1e-6, dtype=jnp.float32, name="norm_out")(h))
+    return conv(3, ComputeConfig(), name="conv_out")(h)
+
+
+class Autoencoder(nn.Module):
+  """Images (B, H, W, 3) in [-1, 1] <-> latents (B, H/f, W/f, 4), f = `config.downsampling` (8).
+
+  Latents here are unscaled: the diffusion's are `config.scale_factor` times a posterior's sample.
+  """
+
+  config: AutoencoderConfig
+  compute: ComputeConfig = ComputeConfig()
+
+  def setup(self):
+    self.encoder = Encoder(self.config, self.compute)
+    self.decoder = Decoder(self.config, self.compute)
+
+  def encode(self, image: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+    """The posterior of an image and the features that CFW wraps.
+
+    Args:
+      image: (B, H, W, 3) in [-1, 1], H and W divisible by f.
+
+    Returns:
+      moments: (B, H/f, W/f, 8) float32, mean and log variance (see `posterior`).
+      features: the encoder's features at 1/2, 1/4, ... of the image (the first and last scales left out).
+    """
+    moments, features = self.encoder(image)
+    return moments.astype(jnp.float32), features
+
+  def decode(
+    self,
+    z: jax.Array,
+    features: Sequence[jax.Array] | None = None,
+    fidelity_weight: jax.Array | float = 0.0,
+  ) -> jax.Array:
+    """z (B, h, w, 4), unscaled -> image (B, f*h, f*w, 3) float32, about [-1, 1], not clipped.
+
+    Args:
+      features: `encode`'s features of the LR image enlarged to the output's size; None decodes without CFW.
+      fidelity_weight: CFW's w in [0, 1]; may be traced.
+    """
+    return self.decoder(z, features, fidelity_weight)
+
+  def __call__(self, image: jax.Array) -> jax.Array:
+    """Reconstructs an image from its posterior's mean, with CFW at w = 1 where there is one."""
+    moments, features = self.encode(image)
+    mean, _ = posterior(moments)
+    return self.decode(mean, features, 1.0)
+
+
+def posterior(moments: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Moments (..., 8) -> mean and standard deviation (..., 4); the log variance is kept in [-30, 20]."""
+  mean, log_variance = jnp.split(moments, 2, axis=-1)
+  return mean, jnp.exp(0.5 * jnp.clip(log_variance, -30.0, 20.0))

@@ -1,0 +1,28 @@
+"""Controllable feature wrapping: the LR image's features refine the decoder (3.2)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from stablesr_jax.config import ComputeConfig
+from stablesr_jax.models.layers import ResidualBlock
+from stablesr_jax.models.rrdbnet import RRDB
+
+
+class ControllableFeatureWrapping(nn.Module):
+  """F_m = F_d + w * C(cat(F_e, F_d)), C: residual block, RRDB blocks, residual block."""
+
+  growth: int
+  blocks: int
+  compute: ComputeConfig = ComputeConfig()
+
+  @nn.compact
+  def __call__(self, encoder_feature: jax.Array, decoder_feature: jax.Array, weight: jax.Array | float) -> jax.Array:
+    """Both features (B, H, W, C), weight w in [0, 1] -> (B, H, W, C)."""
+    channels = decoder_feature.shape[-1]
+    h = jnp.concatenate([encoder_feature, decoder_feature], axis=-1)
+    h = ResidualBlock(channels, self.compute, epsilon=1e-6, name="residual_in")(h)
+    for i in range(self.blocks):
+      h = RRDB(self.growth, self.compute, name=f"rrdb_{i}")(h)
+    h = ResidualBlock(channels, self.compute, epsilon=1e-6, name="residual_out")(h)
+    return decoder_feature + jnp.asarray(weight, h.dtype) * h

@@ -1,0 +1,42 @@
+"""Spatial feature transform: how the time-aware encoder's maps steer the frozen UNet (3.1, eq. 1)."""
+
+import flax.linen as nn
+import jax
+
+from stablesr_jax.config import ComputeConfig, UNetConfig
+from stablesr_jax.models.layers import conv, group_norm
+
+
+class SpatialFeatureTransform(nn.Module):
+  """h' = norm(h) * (1 + gamma) + beta, with gamma and beta computed from the encoder's map of that scale."""
+
+  hidden_channels: int
+  compute: ComputeConfig = ComputeConfig()
+
+  @nn.compact
+  def __call__(self, h: jax.Array, structure: jax.Array) -> jax.Array:
+    """h (B, H, W, C), structure (B, H, W, S) -> (B, H, W, C)."""
+    shared = nn.relu(conv(self.hidden_channels, self.compute, name="shared")(structure))
+    gamma = conv(h.shape[-1], self.compute, zero=True, name="gamma")(shared)
+    beta = conv(h.shape[-1], self.compute, zero=True, name="beta")(shared)
+    return group_norm(self.compute, name="norm")(h) * (1 + gamma) + beta
+
+
+class Addition(nn.Module):
+  """The paper's ablation of SFT: the encoder's map, brought to h's channels, is added."""
+
+  compute: ComputeConfig = ComputeConfig()
+
+  @nn.compact
+  def __call__(self, h: jax.Array, structure: jax.Array) -> jax.Array:
+    """h (B, H, W, C), structure (B, H, W, S) -> (B, H, W, C)."""
+    return h + conv(h.shape[-1], self.compute, zero=True, name="project")(structure)
+
+
+def modulation(config: UNetConfig, compute: ComputeConfig):
+  """What makes the modulation of one residual block, or None for a plain Stable Diffusion UNet."""
+  if config.conditioning == "sft":
+    return lambda: SpatialFeatureTransform(config.sft_hidden_channels, compute, name="sft")
+  if config.conditioning == "add":
+    return lambda: Addition(compute, name="addition")
+  return None

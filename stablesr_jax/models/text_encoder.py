@@ -1,0 +1,44 @@
+"""OpenCLIP's text tower, whose last layers Stable Diffusion 2.1 leaves out."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from stablesr_jax.config import ComputeConfig, TextEncoderConfig
+from stablesr_jax.models.attention import attention
+
+
+class TextBlock(nn.Module):
+  heads: int
+  compute: ComputeConfig
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(B, N, C) -> (B, N, C); a token attends to those up to itself."""
+    b, n, c = x.shape
+    dtype = self.compute.jax_dtype
+    h = nn.LayerNorm(epsilon=1e-5, dtype=dtype, name="norm1")(x)
+    qkv = nn.Dense(3 * c, dtype=dtype, name="qkv")(h)
+    q, k, v = (a.reshape(b, n, self.heads, -1) for a in jnp.split(qkv, 3, axis=-1))
+    x += nn.Dense(c, dtype=dtype, name="out")(attention(q, k, v, self.compute, causal=True).reshape(b, n, c))
+    h = nn.LayerNorm(epsilon=1e-5, dtype=dtype, name="norm2")(x)
+    h = nn.gelu(nn.Dense(4 * c, dtype=dtype, name="widen")(h), approximate=False)
+    return x + nn.Dense(c, dtype=dtype, name="narrow")(h)
+
+
+class TextEncoder(nn.Module):
+  """Tokens (B, 77) int32 -> embeddings (B, 77, width) float32, the final norm included."""
+
+  config: TextEncoderConfig
+  compute: ComputeConfig = ComputeConfig()
+
+  @nn.compact
+  def __call__(self, tokens: jax.Array) -> jax.Array:
+    c = self.config
+    normal = nn.initializers.normal(0.02)
+    x = nn.Embed(c.vocabulary, c.width, embedding_init=normal, name="token_embedding")(tokens)
+    x += self.param("positional_embedding", normal, (c.context_length, c.width))
+    x = x.astype(self.compute.jax_dtype)
+    for i in range(c.layers):
+      x = TextBlock(c.heads, self.compute, name=f"layer_{i}")(x)
+    return nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name="norm_out")(x)

@@ -1,0 +1,195 @@
+"""Stable Diffusion's denoising UNet with a modulation in every residual block."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from stablesr_jax.config import ComputeConfig, UNetConfig
+from stablesr_jax.models.attention import attention
+from stablesr_jax.models.layers import Downsample, ResidualBlock, TimeEmbedding, Upsample, conv, group_norm
+from stablesr_jax.models.sft import modulation
+
+KeysValues = tuple[jax.Array, jax.Array]  # each (B or 1, 77, heads, head_channels)
+
+
+class SelfAttention(nn.Module):
+  head_channels: int
+  compute: ComputeConfig
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(B, N, C) -> (B, N, C)."""
+    b, n, c = x.shape
+    project = lambda name: nn.Dense(c, use_bias=False, dtype=self.compute.jax_dtype, name=name)
+    q, k, v = (project(name)(x).reshape(b, n, -1, self.head_channels) for name in ("q", "k", "v"))
+    h = attention(q, k, v, self.compute).reshape(b, n, c)
+    return nn.Dense(c, dtype=self.compute.jax_dtype, name="out")(h)
+
+
+class CrossAttention(nn.Module):
+  """Attention to the prompt, in two halves: a fixed prompt's keys and values are computed once for a whole run."""
+
+  channels: int
+  head_channels: int
+  compute: ComputeConfig
+
+  def setup(self):
+    project = lambda: nn.Dense(self.channels, use_bias=False, dtype=self.compute.jax_dtype)
+    self.q, self.k, self.v = project(), project(), project()
+    self.out = nn.Dense(self.channels, dtype=self.compute.jax_dtype)
+
+  def project_context(self, context: jax.Array) -> KeysValues:
+    """(B, M, context_dim) -> keys and values (B, M, heads, head_channels)."""
+    shape = (*context.shape[:2], -1, self.head_channels)
+    return self.k(context).reshape(shape), self.v(context).reshape(shape)
+
+  def __call__(self, x: jax.Array, context: KeysValues) -> jax.Array:
+    """(B, N, C) -> (B, N, C)."""
+    q = self.q(x).reshape(*x.shape[:2], -1, self.head_channels)
+    return self.out(attention(q, *context, self.compute).reshape(x.shape))
+
+
+class FeedForward(nn.Module):
+  """GEGLU: half of the widened features gates the other half."""
+
+  compute: ComputeConfig
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    c = x.shape[-1]
+    h, gate = jnp.split(nn.Dense(8 * c, dtype=self.compute.jax_dtype, name="widen")(x), 2, axis=-1)
+    return nn.Dense(c, dtype=self.compute.jax_dtype, name="out")(h * nn.gelu(gate, approximate=False))
+
+
+class SpatialTransformer(nn.Module):
+  """Self-attention over pixels, attention to the prompt and a feed-forward layer, each added to its input."""
+
+  channels: int
+  head_channels: int
+  compute: ComputeConfig
+
+  def setup(self):
+    layer_norm = lambda: nn.LayerNorm(epsilon=1e-5, dtype=self.compute.jax_dtype)
+    self.norm = group_norm(self.compute, epsilon=1e-6)
+    self.proj_in = nn.Dense(self.channels, dtype=self.compute.jax_dtype)
+    self.norm1, self.norm2, self.norm3 = layer_norm(), layer_norm(), layer_norm()
+    self.self_attention = SelfAttention(self.head_channels, self.compute)
+    self.cross_attention = CrossAttention(self.channels, self.head_channels, self.compute)
+    self.feed_forward = FeedForward(self.compute)
+    self.proj_out = nn.Dense(self.channels, dtype=self.compute.jax_dtype, kernel_init=nn.initializers.zeros)
+
+  def __call__(self, x: jax.Array, context: KeysValues) -> jax.Array:
+    """(B, H, W, C) -> (B, H, W, C)."""
+    h = self.proj_in(self.norm(x).reshape(x.shape[0], -1, x.shape[-1]))
+    h += self.self_attention(self.norm1(h))
+    h += self.cross_attention(self.norm2(h), context)
+    h += self.feed_forward(self.norm3(h))
+    return x + self.proj_out(h).reshape(x.shape)
+
+
+class UNetBlock(nn.Module):
+  """A residual block, modulated, and where its level has one, a transformer block."""
+
+  features: int
+  has_attention: bool
+  config: UNetConfig
+  compute: ComputeConfig
+
+  def setup(self):
+    self.residual = ResidualBlock(self.features, self.compute, modulate=modulation(self.config, self.compute))
+    if self.has_attention:
+      self.transformer = SpatialTransformer(self.features, self.config.head_channels, self.compute)
+
+  def project_context(self, context: jax.Array) -> KeysValues | None:
+    return self.transformer.cross_attention.project_context(context) if self.has_attention else None
+
+  def __call__(
+    self, x: jax.Array, time: jax.Array, context: KeysValues | None, structure: jax.Array | None
+  ) -> jax.Array:
+    h = self.residual(x, time, structure)
+    return self.transformer(h, context) if self.has_attention else h
+
+
+class UNet(nn.Module):
+  """Predicts the noise (or v) in a latent.
+
+  `__call__` does all in one; a sampler calls `embed_time` and `project_context` once for the whole run
+  and `denoise` at every step.
+  """
+
+  config: UNetConfig
+  compute: ComputeConfig = ComputeConfig()
+
+  def setup(self):
+    c, compute = self.config, self.compute
+    widths = [c.channels * m for m in c.channel_multipliers]
+    block = lambda level, attend: UNetBlock(widths[level], attend, c, compute)
+    levels = range(len(widths))
+    self.time_embedding = TimeEmbedding(c.channels, compute)
+    self.conv_in = conv(c.channels, compute)
+    self.down = [[block(i, i in c.attention_levels) for _ in range(c.blocks_per_level)] for i in levels]
+    self.downsample = [Downsample(compute=compute) for _ in levels[:-1]]
+    self.middle = [block(levels[-1], True), block(levels[-1], False)]
+    self.up = [[block(i, i in c.attention_levels) for _ in range(c.blocks_per_level + 1)] for i in levels]
+    self.upsample = [Upsample(compute) for _ in levels[1:]]  # upsample[i] leads from level i + 1 to level i
+    self.norm_out = group_norm(compute)
+    self.conv_out = conv(c.latent_channels, compute, zero=True)
+
+  def _blocks(self) -> list[UNetBlock]:
+    """All blocks in the order of computation."""
+    flat = lambda groups: [block for group in groups for block in group]
+    return [*flat(self.down), *self.middle, *flat(reversed(self.up))]
+
+  def embed_time(self, t: jax.Array) -> jax.Array:
+    """Timesteps (B,) -> (B, 4 * channels)."""
+    return self.time_embedding(t)
+
+  def project_context(self, context: jax.Array) -> list[KeysValues | None]:
+    """The prompt's embedding (B, 77, context_dim) -> each block's keys and values, None where it has no attention."""
+    return [block.project_context(context) for block in self._blocks()]
+
+  def denoise(
+    self,
+    x: jax.Array,
+    time: jax.Array,
+    context: Sequence[KeysValues | None],
+    structure: Sequence[jax.Array] | None,
+  ) -> jax.Array:
+    """One evaluation.
+
+    Args:
+      x: (B, h, w, 4) noisy latents; h and w divisible by 2 ** (levels - 1).
+      time: (B or 1, 4 * channels) from `embed_time`.
+      context: from `project_context`.
+      structure: the time-aware encoder's maps, (B, h / 2**i, w / 2**i, S) for level i; None if `conditioning` is "none".
+
+    Returns:
+      (B, h, w, 4) float32.
+    """
+    of_level = structure if structure is not None else [None] * len(self.down)
+    context = iter(context)
+    h = self.conv_in(x)
+    skips = [h]
+    for level, blocks in enumerate(self.down):
+      for block in blocks:
+        h = block(h, time, next(context), of_level[level])
+        skips.append(h)
+      if level < len(self.down) - 1:
+        h = self.downsample[level](h)
+        skips.append(h)
+    for block in self.middle:
+      h = block(h, time, next(context), of_level[-1])
+    for level in reversed(range(len(self.up))):
+      for block in self.up[level]:
+        h = block(jnp.concatenate([h, skips.pop()], axis=-1), time, next(context), of_level[level])
+      if level:
+        h = self.upsample[level - 1](h)
+    return self.conv_out(nn.silu(self.norm_out(h))).astype(jnp.float32)
+
+  def __call__(
+    self, x: jax.Array, t: jax.Array, context: jax.Array, structure: Sequence[jax.Array] | None = None
+  ) -> jax.Array:
+    """x (B, h, w, 4), t (B,), context (B or 1, 77, context_dim), structure as in `denoise` -> (B, h, w, 4)."""
+    return self.denoise(x, self.embed_time(t), self.project_context(context), structure)
