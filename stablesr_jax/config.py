@@ -270,6 +270,8 @@ def _fits(value: Any, hint: Any) -> bool:
     return value in args
   if origin is tuple:
     return isinstance(value, tuple) and all(_fits(v, args[0]) for v in value)
+  if origin is dict:
+    return isinstance(value, dict) and all(_fits(v, args[1]) for v in value.values())
   if args:  # a union
     return any(_fits(value, a) for a in args)
   if hint is float:

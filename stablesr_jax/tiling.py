@@ -41,13 +41,6 @@ def gaussian_weights(tile: int, variance: float = 0.01) -> np.ndarray:
   return np.outer(profile(tile / 2), profile((tile - 1) / 2)).astype(np.float32)
 
 
-def feather_weights(tile: int, overlap: int) -> np.ndarray:
-  """(tile, tile) float32: 1 inside, falling linearly to the tile's edges over `overlap` pixels, never 0."""
-  edge = np.minimum(np.arange(tile) + 0.5, tile - np.arange(tile) - 0.5)
-  profile = np.minimum(edge / max(overlap, 1), 1)
-  return np.outer(profile, profile).astype(np.float32)
-
-
 @functools.partial(jax.jit, static_argnames="tile")
 def split(canvas: jax.Array, starts: jax.Array, tile: int) -> jax.Array:
   """canvas (H, W, C), starts (T, 2) -> tiles (T, tile, tile, C)."""
@@ -79,3 +72,35 @@ def aggregate(tiles: jax.Array, starts: jax.Array, weights: jax.Array, *, height
   empty = (jnp.zeros((height, width, tiles.shape[-1]), tiles.dtype), jnp.zeros((height, width, 1), weights.dtype))
   (total, norm), _ = jax.lax.scan(add, empty, (weighted, starts))
   return total / norm
+
+
+class Blend:
+  """Joins large overlapping pieces one after the other, so that only one of them is in memory at a time.
+
+  A piece counts fully in its middle and falls linearly to its edges over the overlap, so that joins do not show.
+  """
+
+  def __init__(self, shape: tuple[int, ...], sides: tuple[int, int], overlap: int):
+    """A canvas of `shape` (height, width), pieces of `sides`."""
+    self._shape = tuple(shape[:2])
+    self._weights = np.outer(*(_ramp(side, overlap) for side in sides))[..., None]
+    self._total: np.ndarray | None = None
+    self._norm = np.zeros((*self._shape, 1), np.float32)
+
+  def add(self, piece: jax.Array, y: int, x: int) -> None:
+    """Adds a piece (*sides, C) whose top left corner is at (y, x)."""
+    if self._total is None:
+      self._total = np.zeros((*self._shape, piece.shape[-1]), np.float32)
+    at = np.s_[y : y + piece.shape[0], x : x + piece.shape[1]]
+    self._total[at] += np.asarray(piece) * self._weights
+    self._norm[at] += self._weights
+
+  def result(self) -> jax.Array:
+    """(height, width, C), once all of it is covered."""
+    assert self._total is not None
+    return jnp.asarray(self._total / self._norm)
+
+
+def _ramp(side: int, overlap: int) -> np.ndarray:
+  edge = np.minimum(np.arange(side) + 0.5, side - np.arange(side) - 0.5)
+  return np.minimum(edge / max(overlap, 1), 1).astype(np.float32)

@@ -119,13 +119,14 @@ def test_exif_gets_the_new_size_and_is_else_untouched(tmp_path):
 
 
 def test_a_tiff_keeps_tags_about_the_picture_only(tmp_path):
-  Image.fromarray(_pixels()).save(tmp_path / "x.tif", exif=_exif(), compression="tiff_lzw")
+  Image.fromarray(_pixels()).save(tmp_path / "x.tif", exif=_exif())
   tags = _tags(read_image(tmp_path / "x.tif").exif)
   assert set(tags) == {MAKER, DETAILS, GPS}  # no strips, sizes or compression
   Image.fromarray(_pixels()).save(tmp_path / "y.tif")
   assert read_image(tmp_path / "y.tif").exif is None
 
 
+@pytest.mark.filterwarnings("ignore:.*(Corrupt EXIF|Truncated File)")
 @pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0nonsense", _exif(6)[:40], b"Exif\0\0II*\0\xff\xff\xff\x7f"])
 def test_damaged_exif_does_not_stand_in_the_way(tmp_path, exif):
   Image.fromarray(_pixels()).save(tmp_path / "x.jpg", exif=exif)
@@ -180,7 +181,9 @@ def test_floating_point_tiff_must_be_in_range(tmp_path):
 def test_palettes(tmp_path):
   palette = Image.fromarray(_pixels()).quantize(16)
   palette.save(tmp_path / "p.png")
-  np.testing.assert_array_equal(read_image(tmp_path / "p.png").rgb, np.asarray(palette.convert("RGB")) / np.float32(255))
+  np.testing.assert_array_equal(
+    read_image(tmp_path / "p.png").rgb, np.asarray(palette.convert("RGB")) / np.float32(255)
+  )
   assert read_image(tmp_path / "p.png").alpha is None
   index = palette.getpixel((0, 0))
   palette.save(tmp_path / "t.png", transparency=index)

@@ -109,7 +109,7 @@ def test_reads_strided_views_and_parameters(tmp_path):
 
 
 def test_what_numpy_cannot_hold_is_named_when_read(tmp_path):
-  content = {"ok": torch.ones(1), "sparse": torch.eye(2).to_sparse(), "pair": torch.ones(2).to(torch.complex32)}
+  content = {"ok": torch.ones(1), "sparse": torch.eye(2).to_sparse(), "pair": torch.ones(2, dtype=torch.complex64)}
   with tensor_file.open_tensors(_save(content, tmp_path / "x.pt")) as file:
     assert file.read("ok") == 1
     for name in ("sparse", "pair"):
@@ -158,7 +158,7 @@ class _Call:
 def _malice(marker):
   return {
     "builtins.eval": _Call(eval, f"open({str(marker)!r}, 'w')"),
-    "builtins.exec": _Call(exec, f"open({str(marker)!r}, 'w')"),
+    "builtins.exec": _Call(exec, f"open({str(marker)!r}, 'w').close()"),
     "builtins.open": _Call(builtins.open, str(marker), "w"),
     "subprocess.Popen": _Call(subprocess.Popen, ["touch", str(marker)]),
     "pathlib": _Call(pathlib.Path.touch, pathlib.Path(marker)),
@@ -220,13 +220,19 @@ def _save_safetensors(path):
     (lambda p: p.mkdir(), "is a folder"),
     (lambda p: p.write_bytes(b""), "is empty"),
     (lambda p: p.write_bytes(b"\n<!DOCTYPE html><html>"), "is a web page"),
-    (lambda p: p.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 5\n"), "git-lfs pointer"),
+    (
+      lambda p: p.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 5\n"),
+      "git-lfs pointer",
+    ),
     (lambda p: p.write_bytes(os.urandom(8) + b"\1" * 600), "is not a checkpoint"),
     (lambda p: p.write_bytes(b"\x80\x04]."), "Python pickle that torch.save did not write"),
     (_zip_without_pickle, "zip archive, but not a PyTorch checkpoint"),
     (_truncated(lambda p: torch.save(_torch_tensors(), p)), "truncated or damaged"),
     (_truncated(_save_safetensors), "truncated or damaged"),
-    (_truncated(lambda p: torch.save(_torch_tensors(), p, _use_new_zipfile_serialization=False)), "cannot be read safely"),
+    (
+      _truncated(lambda p: torch.save(_torch_tensors(), p, _use_new_zipfile_serialization=False)),
+      "cannot be read safely",
+    ),
     (lambda p: torch.save(_torch_tensors(), p, pickle_protocol=4), "cannot be read safely"),
     (lambda p: torch.save({"epoch": 3}, p), "has no tensors"),
     (lambda p: torch.save(torch.ones(2), p), "holds a Tensor, not tensors by name"),

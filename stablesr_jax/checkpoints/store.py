@@ -57,9 +57,11 @@ class ModelWriter:
 
   def write(self, part: str, params: Params) -> None:
     """Stores one part's parameters (NumPy or JAX arrays), without copying them."""
-    saving = ocp.options.ArrayOptions.Saving(use_compression=False)  # weights do not compress; this halves the time
-    memory = ocp.options.MemoryOptions(deepcopy_host_arrays=False, write_concurrent_bytes=1 << 28)
-    with ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving), memory_options=memory):
+    context = ocp.Context()
+    context.array.saving.use_compression = False  # weights do not compress; this halves the time
+    context.memory.deepcopy_host_arrays = False
+    context.memory.write_concurrent_bytes = 1 << 28
+    with context:
       ocp.save(self._partial / part, params)
 
   def commit(self, manifest: Manifest) -> None:

@@ -30,23 +30,40 @@ class TimeAwareEncoder(nn.Module):
   config: TimeAwareEncoderConfig
   compute: ComputeConfig = ComputeConfig()
 
-  @nn.compact
+  def setup(self):
+    c, compute = self.config, self.compute
+    widths = [c.channels * m for m in c.channel_multipliers]
+    block = lambda level, heads: EncoderBlock(widths[level], heads, compute)
+    levels = range(len(widths))
+    if c.time_aware:
+      self.time_embedding = TimeEmbedding(c.channels, compute)
+    self.conv_in = conv(c.channels, compute)
+    self.down = [
+      [block(i, c.heads if i in c.attention_levels else 0) for _ in range(c.blocks_per_level)] for i in levels
+    ]
+    self.downsample = [Downsample(compute=compute) for _ in levels[:-1]]
+    self.middle = [block(levels[-1], c.heads), block(levels[-1], 0)]
+    self.out = [ResidualBlock(c.out_channels, compute) for _ in levels]
+
+  def embed_time(self, t: jax.Array) -> jax.Array | None:
+    """Timesteps (B,) -> (B, 4 * channels); None if the encoder is not time-aware."""
+    return self.time_embedding(t) if self.config.time_aware else None
+
+  def encode(self, x: jax.Array, time: jax.Array | None) -> list[jax.Array]:
+    """As `__call__`, with the time (B or 1, 4 * channels) from `embed_time`."""
+    h = self.conv_in(x)
+    features = []
+    for level, blocks in enumerate(self.down):
+      for block in blocks:
+        h = block(h, time)
+      if level < len(self.down) - 1:
+        features.append(h)
+        h = self.downsample[level](h)
+    for block in self.middle:
+      h = block(h, time)
+    features.append(h)
+    return [out(feature, time) for out, feature in zip(self.out, features, strict=True)]
+
   def __call__(self, x: jax.Array, t: jax.Array) -> list[jax.Array]:
     """The clean LR latent (B, h, w, 4) and timesteps (B or 1,) -> maps (B, h / 2**i, w / 2**i, out_channels)."""
-    c, compute = self.config, self.compute
-    time = TimeEmbedding(c.channels, compute, name="time_embedding")(t) if c.time_aware else None
-    widths = [c.channels * m for m in c.channel_multipliers]
-    h = conv(c.channels, compute, name="conv_in")(x)
-    features = []
-    for level, width in enumerate(widths):
-      heads = c.heads if level in c.attention_levels else 0
-      for i in range(c.blocks_per_level):
-        h = EncoderBlock(width, heads, compute, name=f"down_{level}_{i}")(h, time)
-      if level < len(widths) - 1:
-        features.append(h)
-        h = Downsample(compute=compute, name=f"downsample_{level}")(h)
-    h = EncoderBlock(widths[-1], c.heads, compute, name="middle_0")(h, time)
-    features.append(EncoderBlock(widths[-1], 0, compute, name="middle_1")(h, time))
-    return [
-      ResidualBlock(c.out_channels, compute, name=f"out_{level}")(h, time) for level, h in enumerate(features)
-    ]
+    return self.encode(x, self.embed_time(t))

@@ -1,0 +1,89 @@
+"""The command line of `convert_weights.py`."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import tyro
+
+from stablesr_jax import config as configs
+from stablesr_jax.cli.common import parse, run
+from stablesr_jax.config import ModelConfig, from_json
+
+PROG = "convert_weights.py"
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+  """Converts published PyTorch weights into one model folder; with --to-pytorch, a model folder back.
+
+  What a file is, is told from its contents: StableSR (512, Turbo, 768v, face), CFW, Stable Diffusion 2.1 (one file,
+  or a diffusers folder), the web UI's StableSR module, an autoencoder, Real-ESRGAN. Give all that belong together:
+
+      python convert_weights.py --input stablesr_000117.ckpt vqgan_cfw_00011.ckpt --output models/stablesr_512
+
+  No code in a file is ever run.
+  """
+
+  input: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE...")]
+  """files, diffusers folders or hf://owner/repo/file (a mirror: HF_ENDPOINT); with --to-pytorch one model folder"""
+  output: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR")] = None
+  """the model folder to write"""
+  to_pytorch: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="FILE.safetensors")] = None
+  """write the published layout instead; CFW goes to a second file beside it, *_cfw.safetensors"""
+  dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+  """of the stored parameters"""
+  prediction: Literal["auto", "eps", "v"] = "auto"
+  """what the UNet predicts; auto: as a diffusers folder says, else v for a file with 768 in its name, else eps"""
+  architecture: Annotated[str, tyro.conf.arg(metavar="NAME|JSON")] = "auto"
+  """stablesr_512, stablesr_768v, small, tiny, or a model.json; auto: the named one that fits the tensors"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  arguments = parse(Arguments, argv, PROG)
+  return run(PROG, lambda: _main(arguments))
+
+
+def _main(arguments: Arguments) -> int:
+  from stablesr_jax.checkpoints.convert import convert
+  from stablesr_jax.checkpoints.export import export
+  from stablesr_jax.checkpoints.hub import resolve
+
+  if (arguments.output is None) == (arguments.to_pytorch is None):
+    raise ValueError("give either --output (a model folder) or --to-pytorch (a .safetensors file)")
+  inputs = [resolve(reference) for reference in arguments.input]
+  if arguments.to_pytorch is not None:
+    if len(inputs) != 1:
+      raise ValueError(f"--to-pytorch takes one model folder as --input, not {len(inputs)}")
+    for path in export(inputs[0], arguments.to_pytorch, dtype=arguments.dtype):
+      print(path)
+    return 0
+  assert arguments.output is not None
+  convert(
+    inputs,
+    arguments.output,
+    architecture=_architecture(arguments.architecture),
+    prediction=None if arguments.prediction == "auto" else arguments.prediction,
+    dtype=arguments.dtype,
+  )
+  print(arguments.output)
+  return 0
+
+
+def _architecture(name: str) -> ModelConfig | None:
+  if name == "auto":
+    return None
+  if name in configs.NAMED:
+    return configs.NAMED[name]()
+  path = pathlib.Path(name)
+  if not path.is_file():
+    raise ValueError(f"--architecture {name}: neither a file nor one of {', '.join(configs.NAMED)}")
+  try:
+    values = json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(f"{path}: not valid JSON ({error})") from None
+  if isinstance(values, dict) and "architecture" in values:  # a whole model.json
+    values = values["architecture"]
+  return from_json(ModelConfig, values, str(path))

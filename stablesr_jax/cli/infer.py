@@ -1,0 +1,183 @@
+"""The command line of `infer.py`."""
+
+import dataclasses
+import pathlib
+import sys
+import zlib
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from stablesr_jax.cli.common import BAD_INPUT, enable_compile_cache, parse, run
+from stablesr_jax.image_io import WRITABLE_SUFFIXES, Picture, list_images, read_image, write_image
+
+PROG = "infer.py"
+
+
+def _own(metavar: str):
+  """A setting whose default the model brings along."""
+  return tyro.conf.arg(metavar=metavar, help_behavior_hint="(default: the model's)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+  """Enlarges and restores photographs. Settings that are not given are the model's own.
+
+      python infer.py --model models/stablesr_512 --input photo.jpg --output restored.png
+
+  A folder is restored with all the folders in it, into the same tree under --output; pictures that are already
+  there are left alone, so a run that was stopped goes on where it was.
+  """
+
+  input: Annotated[pathlib.Path, tyro.conf.arg(metavar="FILE|FOLDER")]
+  """a picture, or a folder of pictures"""
+  output: Annotated[pathlib.Path, tyro.conf.arg(metavar="FILE|FOLDER")]
+  """a file (.png, .jpg, .webp, .tif, .avif), or a folder, where pictures become .png"""
+  model: Annotated[pathlib.Path, tyro.conf.arg(metavar="FOLDER")]
+  """a model folder made by convert_weights.py"""
+  scale: float = 4.0
+  """how much larger the sides become"""
+  sampler: Annotated[Literal["ddpm", "ddim"] | None, _own("ddpm|ddim")] = None
+  """ddpm (the paper's) or ddim, for few steps"""
+  steps: Annotated[int | None, _own("N")] = None
+  """denoising steps: 200 in the paper, 4 for Turbo weights"""
+  start_step: Annotated[int | None, _own("T")] = None
+  """timestep of the noised input that sampling starts from, 1 to 999 (the paper's); lower keeps more of the input"""
+  seed: int = 42
+  """of the noise; a picture's result depends on it and the picture's name alone"""
+  fidelity_weight: Annotated[float | None, _own("W")] = None
+  """0 is most generative, 1 keeps closest to the input (CFW's w)"""
+  color_fix: Annotated[Literal["adain", "wavelet", "none"] | None, _own("adain|wavelet|none")] = None
+  """how colours are held to the input's"""
+  tile_size: Annotated[int | None, _own("N")] = None
+  """of a diffusion tile in latent pixels; one is 8 pixels of the result"""
+  tile_overlap: Annotated[int | None, _own("N")] = None
+  """of neighbouring tiles, in latent pixels"""
+  tile_batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+  """tiles in one call of the network; default: 1 on CPU, up to 8 on each accelerator"""
+  autoencoder_tile: int = 1024
+  """largest side in pixels that the autoencoder takes whole; less needs less memory"""
+  prompt: Annotated[str | None, _own("TEXT")] = None
+  """text that describes the picture"""
+  negative_prompt: Annotated[str | None, _own("TEXT")] = None
+  """text that describes what it should not be; needs --guidance-scale above 1"""
+  guidance_scale: Annotated[float | None, _own("S")] = None
+  """strength of the prompts; 1 is no guidance, 7 the paper's with prompts"""
+  precision: Literal["auto", "float32", "bfloat16"] = "auto"
+  """of the computation; auto: float32 on CPU, bfloat16 on GPU and TPU"""
+  overwrite: bool = False
+  """restore pictures of a folder again whose result is there"""
+  compile_cache: Annotated[str, tyro.conf.arg(metavar="auto|off|FOLDER")] = "auto"
+  """where compiled programs are kept from run to run; auto: the user's cache directory"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  arguments = parse(Arguments, argv, PROG)
+  return run(PROG, lambda: _main(arguments))
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """One picture to restore; `name` is what its noise is drawn from."""
+
+  source: pathlib.Path
+  target: pathlib.Path
+  name: str
+
+
+def _main(arguments: Arguments) -> int:
+  jobs = plan_jobs(arguments.input, arguments.output, arguments.overwrite)
+  if not jobs:
+    print("nothing to do: every picture is restored already (--overwrite to do it again)")
+    return 0
+  if len(jobs) == 1 and arguments.input.is_file():
+    read_image(jobs[0].source)  # a bad file is told before a large model is loaded
+
+  from stablesr_jax.checkpoints.store import read_manifest
+  from stablesr_jax.restorer import StableSR
+
+  sampling = _sampling(arguments, read_manifest(arguments.model).sampling)
+  enable_compile_cache(arguments.compile_cache)
+  model = StableSR.load(
+    arguments.model,
+    precision=arguments.precision,
+    tile_batch=arguments.tile_batch,
+    autoencoder_tile=arguments.autoencoder_tile,
+  )
+  failed = 0
+  for number, job in enumerate(jobs, 1):
+    try:
+      restored = restore(model, job, arguments.scale, arguments.seed, sampling, f"[{number}/{len(jobs)}] ")
+      job.target.parent.mkdir(parents=True, exist_ok=True)
+      write_image(job.target, restored)
+      print(job.target)
+    except (ValueError, OSError) as error:
+      failed += 1
+      print(f"{PROG}: error: {job.source}: {_without(str(error), f'{job.source}: ')}", file=sys.stderr)
+  if failed and len(jobs) > 1:
+    print(f"{PROG}: error: {failed} of {len(jobs)} pictures could not be restored", file=sys.stderr)
+  return BAD_INPUT if failed else 0
+
+
+def plan_jobs(source: pathlib.Path, target: pathlib.Path, overwrite: bool) -> list[Job]:
+  """What is to be restored, and into which files.
+
+  Raises:
+    ValueError, FileNotFoundError: there is no input, a folder has no pictures, or two would become one file.
+  """
+  if not source.exists():
+    raise FileNotFoundError(f"{source}: no such file or folder")
+  if source.is_file():
+    if target.is_dir() or target.suffix.lower() not in WRITABLE_SUFFIXES:
+      if target.suffix and not target.is_dir():
+        raise ValueError(f"{target}: cannot write {target.suffix} (use {', '.join(WRITABLE_SUFFIXES)}, or a folder)")
+      target = target / f"{source.stem}.png"
+    if target.exists() and target.samefile(source):
+      raise ValueError(f"{target}: is the input; choose another output")
+    return [Job(source, target, source.name)]
+  if target.is_file():
+    raise ValueError(f"{target}: is a file, but the input is a folder")
+  images = [path for path in list_images(source) if target.resolve() not in path.resolve().parents]
+  if not images:
+    raise ValueError(f"{source}: has no pictures")
+  jobs, taken = [], {}
+  for path in images:
+    relative = path.relative_to(source)
+    result = target / relative.with_suffix(".png")
+    if result in taken:  # a.jpg beside a.png
+      result = target / relative.with_name(f"{relative.name}.png")
+    if result.exists() and result.samefile(path):
+      raise ValueError(f"{target}: results would replace the inputs; choose another output")
+    taken[result] = path
+    jobs.append(Job(path, result, relative.as_posix()))
+  return [job for job in jobs if overwrite or not job.target.exists()]
+
+
+def restore(model: Any, job: Job, scale: float, seed: int, sampling: Any, label: str) -> Picture:
+  """Reads, restores and returns one picture, its profile, EXIF and alpha kept."""
+  import jax
+  import numpy as np
+  from PIL import Image
+  from tqdm import tqdm
+
+  picture = read_image(job.source)
+  key = jax.random.fold_in(jax.random.key(seed), np.uint32(zlib.crc32(job.name.encode())))
+  with tqdm(total=sampling.steps, desc=label + job.source.name, unit="step", disable=None) as bar:
+    [rgb] = model.upscale_batch(
+      [picture.rgb], scale=scale, keys=[key], sampling=sampling, progress=lambda done, _: bar.update(done - bar.n)
+    )
+  alpha = picture.alpha
+  if alpha is not None:
+    alpha = np.asarray(Image.fromarray(alpha).resize(rgb.shape[1::-1], Image.Resampling.BICUBIC)).clip(0, 1)
+  return dataclasses.replace(picture, rgb=rgb, alpha=alpha)
+
+
+def _sampling(arguments: Arguments, defaults: Any) -> Any:
+  """The model's sampling settings with those of the command line in their place."""
+  given = {f.name: getattr(arguments, f.name, None) for f in dataclasses.fields(defaults)}
+  return dataclasses.replace(defaults, **{name: value for name, value in given.items() if value is not None})
+
+
+def _without(text: str, prefix: str) -> str:
+  return " ".join(text.removeprefix(prefix).split())

@@ -1,0 +1,91 @@
+"""Resizing as weighted sums of gathered rows and columns, whose number is fixed though the size may be drawn."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+# The order is that of a drawn mode's number.
+MODES = ("area", "bilinear", "bicubic")
+
+Taps = tuple[jax.Array, jax.Array]
+
+
+def resize(planes: jax.Array, height: int, width: int, mode: str) -> jax.Array:
+  """Resizes without antialiasing, half-pixel centres; "area" is the mean over each pixel's whole source pixels.
+
+  Args:
+    planes: (..., H, W) float32.
+    mode: one of MODES.
+
+  Returns:
+    (..., height, width) float32; bicubic (a = -0.75) may leave the range of the input.
+
+  Raises:
+    ValueError: the mode is none of MODES.
+  """
+  if mode not in MODES:
+    raise ValueError(f"resize mode {mode!r}: choose one of {', '.join(MODES)}")
+  number = MODES.index(mode)
+  rows, columns = (
+    axis_taps(number, source, target, source / target, target, taps_for(source / target))
+    for source, target in zip(planes.shape[-2:], (height, width), strict=True)
+  )
+  return apply(planes, rows, columns)
+
+
+def apply(planes: jax.Array, rows: Taps, columns: Taps) -> jax.Array:
+  """Resizes (..., H, W) to (..., h, w), given the taps of both axes."""
+  index, weight = rows
+  planes = sum(jnp.take(planes, i, axis=-2, mode="clip") * w[:, None] for i, w in zip(index, weight, strict=True))
+  # Barriers, because XLA would rather recompute a pixel for each tap that reads it than store it.
+  planes = jax.lax.optimization_barrier(planes)
+  index, weight = columns
+  planes = sum(jnp.take(planes, i, axis=-1, mode="clip") * w for i, w in zip(index, weight, strict=True))
+  return jax.lax.optimization_barrier(planes)
+
+
+def taps_for(step: float) -> int:
+  """How many source entries a target entry may need where these are `step` source entries apart."""
+  return max(4, math.ceil(step) + 1)
+
+
+def axis_taps(mode, source, target, step, length: int, count: int) -> Taps:
+  """Which source entries make each target entry of an axis, and their weights.
+
+  Args:
+    mode: index into MODES; may be traced, as may `source`, `target` and `step`.
+    source, target: entries of the axis before and after, integers.
+    step: source entries for each target entry: 1 / factor where a factor was given, otherwise source / target.
+      "area" goes by the sizes alone.
+    length: of the result, at least `target`.
+    count: taps, at least `taps_for(step)`.
+
+  Returns:
+    (count, length) int32 and float32; weights from `target` on are zero.
+  """
+  out = jnp.arange(length)
+  tap = jnp.arange(count)[:, None]
+  centre = (out + 0.5) * step - 0.5
+
+  def area():
+    first, end = out * source // target, -(-(out + 1) * source // target)
+    return first, jnp.where(first + tap < end, 1.0 / (end - first), 0.0)
+
+  def bilinear():
+    at = jnp.maximum(centre, 0.0)
+    first = jnp.floor(at)
+    return first.astype(jnp.int32), jnp.maximum(1 - jnp.abs(at - first - tap), 0.0)
+
+  def bicubic():
+    first = jnp.floor(centre) - 1
+    return first.astype(jnp.int32), _cubic(jnp.abs(centre - first - tap))
+
+  first, weight = jax.lax.switch(mode, (area, bilinear, bicubic))
+  return jnp.clip(first + tap, 0, source - 1), jnp.where(out < target, weight, 0.0)
+
+
+def _cubic(distance: jax.Array, a: float = -0.75) -> jax.Array:
+  near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+  far = ((distance - 5) * distance + 8) * (a * distance) - 4 * a
+  return jnp.where(distance <= 1, near, jnp.where(distance < 2, far, 0.0))
