@@ -73,21 +73,37 @@ def read_image(path: str | pathlib.Path) -> Picture:
   if not path.exists():
     raise FileNotFoundError(f"{path}: no such file")
   try:
-    if path.stat().st_size == 0:
+    data = path.read_bytes()
+  except OSError as error:
+    raise ValueError(f"{path}: cannot be read ({_one_line(error)})") from None
+  return decode_image(data, str(path))
+
+
+def decode_image(data: bytes, name: str) -> Picture:
+  """The picture in an image file's bytes, as `read_image` has it.
+
+  Args:
+    name: what error messages call it.
+
+  Raises:
+    ValueError: as `read_image`.
+  """
+  try:
+    if not data:
       raise ValueError("the file is empty")
-    with Image.open(path) as image:
+    with Image.open(io.BytesIO(data)) as image:
       image.load()
       exif = _read_exif(image)
       return _decode(_upright(image), exif)
   except Image.UnidentifiedImageError:
-    raise ValueError(f"{path}: not an image, or of a kind that is not supported") from None
+    raise ValueError(f"{name}: not an image, or of a kind that is not supported") from None
   except Image.DecompressionBombError:
     limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-    raise ValueError(f"{path}: more than {limit} megapixels (raise PIL.Image.MAX_IMAGE_PIXELS to allow it)") from None
+    raise ValueError(f"{name}: more than {limit} megapixels (raise PIL.Image.MAX_IMAGE_PIXELS to allow it)") from None
   except MemoryError:
     raise
   except Exception as error:  # Decoders answer damaged files with errors of any kind.
-    raise ValueError(f"{path}: cannot be read ({_one_line(error)})") from None
+    raise ValueError(f"{name}: cannot be read ({_one_line(error)})") from None
 
 
 def write_image(path: str | pathlib.Path, picture: Picture) -> None:

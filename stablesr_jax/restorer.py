@@ -18,7 +18,7 @@ from stablesr_jax.config import ComputeConfig, SamplingConfig
 from stablesr_jax.degradation.resize import resize
 from stablesr_jax.denoiser import Denoiser
 from stablesr_jax.diffusion.samplers import plan
-from stablesr_jax.diffusion.schedule import alphas_cumprod, q_sample
+from stablesr_jax.diffusion.schedule import q_sample, signal_and_noise
 from stablesr_jax.models.autoencoder import posterior
 from stablesr_jax.models.components import Params, modules
 from stablesr_jax.parallel import data_mesh, replicated
@@ -165,8 +165,8 @@ class StableSR:
     moments, features = zip(*(self._encode_image(image) for image in padded), strict=True)
     latents = [self._posterior_sample(m, key(k, _POSTERIOR)) for k, m in enumerate(moments)]
     steps = plan(self.config.diffusion, sampling)
-    alpha = alphas_cumprod(self.config.diffusion)[sampling.start_step]
-    start = [q_sample(z, jax.random.normal(key(k, _START), z.shape), alpha) for k, z in enumerate(latents)]
+    signal, level = (table[sampling.start_step] for table in signal_and_noise(self.config.diffusion))
+    start = [q_sample(z, jax.random.normal(key(k, _START), z.shape), signal, level) for k, z in enumerate(latents)]
     sampled = self.denoiser.sample(
       start,
       latents,

@@ -1,6 +1,7 @@
 """The published implementation's answers: `tests/reference`, or the folder named by STABLESR_REFERENCE."""
 
 import importlib.util
+import json
 import os
 import pathlib
 import subprocess
@@ -25,10 +26,16 @@ def names(pattern: str) -> list[str]:
   return found
 
 
-def write_checkpoint(listing: str, out: pathlib.Path, *options: str) -> pathlib.Path:
-  """Writes the synthetic checkpoint that a listing describes, with the folder's salt."""
-  script = EXAMPLES / "synthetic_checkpoint.py"
-  subprocess.run([sys.executable, str(script), str(FOLDER / f"{listing}.tsv"), str(out), *options], check=True)
+def salt() -> int:
+  """What the folder's synthetic weights were drawn with."""
+  return json.loads((FOLDER / "meta.json").read_text())["salt"]
+
+
+def write_checkpoint(listing: str | pathlib.Path, out: pathlib.Path, *options: str) -> pathlib.Path:
+  """Writes the synthetic checkpoint that a listing (a file, or one of the folder by name) describes."""
+  listing = listing if isinstance(listing, pathlib.Path) else FOLDER / f"{listing}.tsv"
+  command = [sys.executable, str(EXAMPLES / "synthetic_checkpoint.py"), str(listing), str(out), "--salt", str(salt())]
+  subprocess.run([*command, *options], check=True)
   return out
 
 
@@ -50,4 +57,20 @@ def relative_error(ours, theirs: np.ndarray) -> float:
   """The largest difference, relative to the RMS of the answer."""
   theirs = np.asarray(theirs, np.float64)
   assert ours.shape == theirs.shape, f"{ours.shape} is not {theirs.shape}"
-  return float(np.abs(np.asarray(ours, np.float64) - theirs).max() / np.sqrt((theirs**2).mean()))
+  return float(np.abs(np.asarray(ours, np.float64) - theirs).max() / rms(theirs))
+
+
+def rms(array) -> float:
+  """The root of the mean square."""
+  return float(np.sqrt((np.asarray(array, np.float64) ** 2).mean()))
+
+
+def fidelity_weights(data: dict[str, np.ndarray]) -> dict[str, float]:
+  """The keys "decoded_w0.5" or "decoded_w05" with the weight they mean."""
+  weights = {}
+  for key in data:
+    if key.startswith("decoded_w"):
+      digits = key.removeprefix("decoded_w")
+      weights[key] = float(digits if "." in digits or len(digits) == 1 else f"{digits[0]}.{digits[1:]}")
+  assert weights
+  return weights

@@ -177,14 +177,9 @@ def _plan(part: str, config: ModelConfig, sources: Sequence[Source]) -> dict[str
     else:
       missing.append(_published_name(candidates, path))
   if missing:
-    hint = ""
-    if {source.kind for source, *_ in candidates} <= {"stablesr_webui"}:
-      hint = "; this file has the encoder and SFT layers only, add a Stable Diffusion 2.1 file or folder"
-    elif {source.kind for source, *_ in candidates} <= {"cfw_only"}:
-      hint = "; add the autoencoder's file"
     raise ValueError(
       f"{', '.join(str(source.path) for source, *_ in candidates)}: {part} lacks {len(missing)} of "
-      f"{len(missing) + len(plan)} tensors (first: {missing[0]}){hint}"
+      f"{len(missing) + len(plan)} tensors (first: {missing[0]})"
     )
   return plan
 

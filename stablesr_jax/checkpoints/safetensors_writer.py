@@ -45,9 +45,9 @@ def write_safetensors(path: pathlib.Path, entries: Sequence[Entry]) -> None:
     with open(partial, "wb") as f:
       f.write(struct.pack("<Q", len(text)) + text)
       for entry in entries:
-        value = np.ascontiguousarray(entry.read(), entry.dtype)
+        value = np.asarray(entry.read(), entry.dtype)
         assert value.shape == entry.shape, (entry.name, value.shape, entry.shape)
-        f.write(value.tobytes() if value.dtype == ml_dtypes.bfloat16 else value.data)
+        f.write(value.tobytes())
     os.replace(partial, path)
   except OSError as error:
     raise ValueError(f"{path}: cannot be written ({error.strerror})") from None

@@ -32,11 +32,13 @@ class Kind:
     title: for messages.
     recognise: does a set of keys belong to a file of this kind?
     parts: component -> (prefix of its keys, its name map).
+    completed_by: kinds of which one must be there too, and what to tell the user where none is.
   """
 
   title: str
   recognise: Callable[[Any], bool]
   parts: dict[str, tuple[str, Callable[[Any], names.Names]]]
+  completed_by: tuple[frozenset[str], str] | None = None
 
 
 def _has(*wanted: str) -> Callable[[Any], bool]:
@@ -62,11 +64,17 @@ KINDS = {
     "the web UI's StableSR module (encoder and SFT layers only)",
     _without(_has(_STRUCTURE_IN, _SPADE), _UNET_IN),
     {"time_aware_encoder": _ENCODER, "unet": _UNET},
+    (frozenset({"stable_diffusion", "diffusers", "stablesr"}), "add a Stable Diffusion 2.1 file or folder"),
   ),
   "cfw": Kind(
     "an autoencoder with CFW", _has(_FUSION, "encoder.conv_in.weight"), {"autoencoder": ("", names.autoencoder)}
   ),
-  "cfw_only": Kind("CFW layers without their autoencoder", _has(_FUSION), {"autoencoder": ("", names.autoencoder)}),
+  "cfw_only": Kind(
+    "CFW layers without their autoencoder",
+    _has(_FUSION),
+    {"autoencoder": ("", names.autoencoder)},
+    (frozenset({"autoencoder", "stablesr", "stable_diffusion", "diffusers"}), "add the autoencoder's file"),
+  ),
   "autoencoder": Kind(
     "an autoencoder",
     _has("encoder.conv_in.weight", "decoder.conv_in.weight", "quant_conv.weight", "encoder.mid.attn_1.q.weight"),
@@ -210,11 +218,16 @@ def by_priority(sources: Sequence[Source]) -> list[Source]:
   """The sources in the order in which parts are taken from them.
 
   Raises:
-    ValueError: two of them are of one kind.
+    ValueError: two of them are of one kind, or one is of no use without another that is not there.
   """
   order = list(KINDS)
   ordered = sorted(sources, key=lambda source: order.index(source.kind))
   for a, b in zip(ordered, ordered[1:], strict=False):
     if a.kind == b.kind:
       raise ValueError(f"{a.path} and {b.path} are both {KINDS[a.kind].title}; give one of them")
+  there = {source.kind for source in sources}
+  for source in ordered:
+    kind = KINDS[source.kind]
+    if kind.completed_by and not kind.completed_by[0] & there:
+      raise ValueError(f"{source.path}: {kind.title}; {kind.completed_by[1]}")
   return ordered

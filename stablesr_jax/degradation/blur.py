@@ -105,7 +105,8 @@ def filter_planes(planes: jax.Array, kernel: jax.Array, size=None) -> jax.Array:
   padded = jnp.take(padded, _reflected(width, columns, margin), axis=-1, mode="clip")
   shape = (_fft_size(height + 2 * margin), _fft_size(width + 2 * margin))
   # Circular, but the first 2 * margin rows and columns take all that wraps around.
-  spectrum = jnp.fft.rfft2(padded, shape) * jnp.fft.rfft2(kernel[::-1, ::-1], shape)
+  kernel = kernel[::-1, ::-1].reshape(*[1] * (planes.ndim - 2), *kernel.shape)
+  spectrum = jnp.fft.rfft2(padded, shape) * jnp.fft.rfft2(kernel, shape)
   filtered = jnp.fft.irfft2(spectrum, shape)
   return filtered[..., 2 * margin : 2 * margin + height, 2 * margin : 2 * margin + width]
 
@@ -130,6 +131,7 @@ def _bessel_j1(x: jax.Array, largest: float) -> jax.Array:
   """
   quarter = math.ceil((largest + 30) / 4)
   sines = np.sin((np.arange(quarter) + 0.5) * (math.pi / 2 / quarter)).astype(np.float32)
+  sines = sines.reshape(*[1] * x.ndim, quarter)
   return jnp.mean(sines * jnp.sin(x[..., None] * sines), axis=-1)
 
 

@@ -42,16 +42,16 @@ def compress(planes: jax.Array, quality) -> jax.Array:
   quality = jnp.asarray(quality, jnp.float32)
   factor = jnp.where(quality < 50, 50 / quality, 2 - quality / 50)
   # Quality 100 would divide by zero; this leaves all but float32's rounding.
-  factor = jnp.maximum(factor, 1e-3)[..., None, None, None]
+  factor = jnp.maximum(factor, 1e-3)
 
   red, green, blue = planes[..., 0, :, :], planes[..., 1, :, :], planes[..., 2, :, :]
   luma = 0.299 * red + 0.587 * green + 0.114 * blue - 128
   blue_difference = -0.168736 * red - 0.331264 * green + 0.5 * blue
   red_difference = 0.5 * red - 0.418688 * green - 0.081312 * blue
-  luma = _quantised(luma[..., None, :, :], _DCT, _DCT.T, LUMA_TABLE * factor)[..., 0, :, :] + 128
+  luma = _quantised(luma[..., None, :, :], _DCT, _DCT.T, LUMA_TABLE, factor)[..., 0, :, :] + 128
   chroma = jnp.stack([blue_difference, red_difference], -3)
   # Halving and doubling chroma are linear too, so they are folded into the transforms.
-  chroma = _quantised(chroma, _DCT @ _HALVE, _DOUBLE @ _DCT.T, CHROMA_TABLE * factor)
+  chroma = _quantised(chroma, _DCT @ _HALVE, _DOUBLE @ _DCT.T, CHROMA_TABLE, factor)
   blue_difference, red_difference = chroma[..., 0, :, :], chroma[..., 1, :, :]
 
   red = luma + 1.402 * red_difference
@@ -74,12 +74,15 @@ _DOUBLE = np.repeat(np.eye(8), 2, axis=0)
 _HALVE = _DOUBLE.T / 2
 
 
-def _quantised(planes: jax.Array, forward: np.ndarray, backward: np.ndarray, table: jax.Array) -> jax.Array:
-  """Transforms blocks of (..., C, H, W), rounds to multiples of the table (..., 1, 8, 8) and transforms back."""
+def _quantised(planes: jax.Array, forward: np.ndarray, backward: np.ndarray, table: np.ndarray, factor) -> jax.Array:
+  """Transforms blocks of (..., C, H, W), rounds to multiples of the table times the factor and transforms back."""
   coefficients = _on_blocks(planes, forward)
-  blocks = coefficients.reshape(*coefficients.shape[:-2], -1, 8, coefficients.shape[-1] // 8, 8)
-  table = table[..., None, :, None, :]
-  return _on_blocks((jnp.round(blocks / table) * table).reshape(coefficients.shape), backward)
+  height, width = coefficients.shape[-2:]
+  blocks = coefficients.reshape(*planes.shape[:-2], height // 8, 8, width // 8, 8)
+  # (..., 1, 1, 8, 1, 8), in front as many axes as the image has
+  factor = factor.reshape(*[1] * (planes.ndim - 3 - factor.ndim), *factor.shape, 1, 1, 1, 1, 1)
+  step = factor * table.reshape(*[1] * (factor.ndim - 3), 8, 1, 8)
+  return _on_blocks((jnp.round(blocks / step) * step).reshape(coefficients.shape), backward)
 
 
 def _on_blocks(planes: jax.Array, matrix: np.ndarray) -> jax.Array:

@@ -25,7 +25,7 @@ def add_noise(key: jax.Array, planes: jax.Array, stage: StageSettings, size) -> 
   sigma = jax.random.uniform(keys[2], minval=low, maxval=high) / 255
   low, high = stage.poisson_scale
   scale = jax.random.uniform(keys[3], minval=low, maxval=high)
-  inside = (jnp.arange(planes.shape[1])[:, None] < size[0]) & (jnp.arange(planes.shape[2]) < size[1])
+  inside = (jnp.arange(planes.shape[1])[:, None] < size[0]) & (jnp.arange(planes.shape[2])[None, :] < size[1])
 
   def noise(source):  # of an image of one plane or three
     uniform = jax.random.uniform(keys[4], source.shape, minval=2.0**-24)  # inside (0, 1)
@@ -39,7 +39,7 @@ def add_noise(key: jax.Array, planes: jax.Array, stage: StageSettings, size) -> 
   red, green, blue = planes
   luma = (0.2989 * red + 0.587 * green + 0.114 * blue)[None]
   added = jax.lax.cond(gray, lambda: noise(luma), lambda: noise(planes))
-  return jnp.where(inside, jnp.clip(planes + added, 0.0, 1.0), 0.0)
+  return jnp.where(inside[None], jnp.clip(planes + added, 0.0, 1.0), 0.0)
 
 
 def poisson_noise(uniform: jax.Array, planes: jax.Array, inside: jax.Array) -> jax.Array:
@@ -56,7 +56,7 @@ def poisson_noise(uniform: jax.Array, planes: jax.Array, inside: jax.Array) -> j
     (C, H, W) float32: the noise alone, in the image's units.
   """
   levels = jnp.round(jnp.clip(planes, 0.0, 1.0) * 255)
-  index = jnp.where(inside, levels.astype(jnp.int32), 256)
+  index = jnp.where(inside[None], levels.astype(jnp.int32), 256)
   count = jnp.zeros(256, jnp.int32).at[index.ravel()].set(1, mode="drop").sum()
   quanta = 2.0 ** jnp.sum(count > 2 ** jnp.arange(8))
   rate = levels / 255 * quanta
@@ -66,8 +66,8 @@ def poisson_noise(uniform: jax.Array, planes: jax.Array, inside: jax.Array) -> j
 def poisson_quantile(uniform: jax.Array, rate: jax.Array) -> jax.Array:
   """The Poisson variable with the given rate at a uniform one's quantile, float32, of the same shape.
 
-  Up to a rate of 6 by summing the distribution. Above, by the quantile's expansion around the normal one's, which is
-  off by one in less than one case of 500. Both are plain arithmetic, where rejection samplers loop until every pixel is done.
+  Up to a rate of 4 by summing the distribution. Above, by the quantile's expansion around the normal one's, which is
+  off by one in less than one case of 500. Both are plain arithmetic; rejection samplers loop until every pixel is done.
   """
   w = _normal(uniform)
   root = jnp.sqrt(jnp.maximum(rate, 1.0))
@@ -78,14 +78,14 @@ def poisson_quantile(uniform: jax.Array, rate: jax.Array) -> jax.Array:
     - (w / 36 + w**3 / 72) / root
     + (-8 / 405 + 7 * w**2 / 810 + w**4 / 270) / root**2
   )
-  low = jnp.minimum(rate, 6.0)
+  low = jnp.minimum(rate, 4.0)
   term = jnp.exp(-low)
   total, few = term, jnp.zeros_like(uniform)
-  for k in range(1, 24):
+  for k in range(1, 19):
     few += uniform > total
     term *= low / k
     total += term
-  return jnp.where(rate > 6, many, few)
+  return jnp.where(rate > 4, many, few)
 
 
 def _normal(uniform: jax.Array) -> jax.Array:

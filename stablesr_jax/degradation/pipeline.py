@@ -27,45 +27,44 @@ def degrade(key: jax.Array, images: jax.Array, settings: DegradationSettings) ->
   Raises:
     ValueError: the images have another shape.
   """
-  return _degrade(key, _sharpen(_planes(images, settings), settings), settings)
+  return degrade_pairs(key, images, settings)[1]
 
 
 @functools.partial(jax.jit, static_argnames="settings")
 def degrade_pairs(key: jax.Array, images: jax.Array, settings: DegradationSettings) -> tuple[jax.Array, jax.Array]:
   """The training pairs (target, low-resolution image): `sharpen` and `degrade` of the images, sharpened once."""
-  planes = _sharpen(_planes(images, settings), settings)
-  return jnp.moveaxis(planes, 1, -1), _degrade(key, planes, settings)
+  _check(images, settings)
+  if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    key = jax.random.wrap_key_data(key)
+  keys = key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(images)))
+  # On a CPU one image after the other, so that branches not taken cost nothing and small sizes get a smaller canvas.
+  on_cpu = jax.default_backend() == "cpu"
+
+  def pair(key, image):
+    # Inside, channels come first: all that is costly works on the last two axes.
+    planes = _sharpen(jnp.moveaxis(image, -1, 0), settings)
+    low = _degrade_one(key, planes, settings, canvases=(0.5, 0.75, 1.0) if on_cpu else ())
+    return jnp.moveaxis(planes, 0, -1), jnp.moveaxis(low, 0, -1)
+
+  images = images.astype(jnp.float32)
+  return jax.lax.map(lambda args: pair(*args), (keys, images)) if on_cpu else jax.vmap(pair)(keys, images)
 
 
 @functools.partial(jax.jit, static_argnames="settings")
 def sharpen(images: jax.Array, settings: DegradationSettings) -> jax.Array:
   """The training target: (B, H, W, 3) float32 in [0, 1], unsharp-masked where the settings say so."""
-  return jnp.moveaxis(_sharpen(_planes(images, settings), settings), 1, -1)
+  _check(images, settings)
+  return jnp.moveaxis(_sharpen(jnp.moveaxis(images.astype(jnp.float32), -1, 1), settings), 1, -1)
 
 
-def _planes(images: jax.Array, settings: DegradationSettings) -> jax.Array:
+def _check(images: jax.Array, settings: DegradationSettings):
   if images.ndim != 4 or images.shape[-1] != 3 or any(side % settings.scale for side in images.shape[1:3]):
     raise ValueError(f"images {images.shape}: expected (B, H, W, 3), sides a multiple of {settings.scale}")
-  # Inside, channels come first: all that is costly works on the last two axes.
-  return jnp.moveaxis(images.astype(jnp.float32), -1, 1)
 
 
 def _sharpen(planes: jax.Array, settings: DegradationSettings) -> jax.Array:
   s = settings.sharpen
   return planes if s is None else unsharp_mask(planes, s.weight, s.radius, s.threshold)
-
-
-def _degrade(key: jax.Array, planes: jax.Array, settings: DegradationSettings) -> jax.Array:
-  if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-    key = jax.random.wrap_key_data(key)
-  keys = key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(planes)))
-  # One image after the other on a CPU, where branches that are not taken then cost nothing; all at once elsewhere.
-  if jax.default_backend() == "cpu":
-    one = functools.partial(_degrade_one, settings=settings, canvases=(0.5, 0.75, 1.0))
-    lows = jax.lax.map(lambda args: one(*args), (keys, planes))
-  else:
-    lows = jax.vmap(functools.partial(_degrade_one, settings=settings, canvases=()))(keys, planes)
-  return jnp.moveaxis(lows, 1, -1)
 
 
 def _degrade_one(

@@ -1,4 +1,4 @@
-"""Resizing as weighted sums of gathered rows and columns, whose number is fixed though the size may be drawn."""
+"""Resizing by weighted sums of a fixed number of source pixels, so that the size may be drawn in a compiled program."""
 
 import math
 
@@ -36,13 +36,13 @@ def resize(planes: jax.Array, height: int, width: int, mode: str) -> jax.Array:
 
 def apply(planes: jax.Array, rows: Taps, columns: Taps) -> jax.Array:
   """Resizes (..., H, W) to (..., h, w), given the taps of both axes."""
+  # Rows are gathered whole. Gathering columns would leave planes transposed in memory, which slows all that follows.
   index, weight = rows
-  planes = sum(jnp.take(planes, i, axis=-2, mode="clip") * w[:, None] for i, w in zip(index, weight, strict=True))
-  # Barriers, because XLA would rather recompute a pixel for each tap that reads it than store it.
-  planes = jax.lax.optimization_barrier(planes)
-  index, weight = columns
-  planes = sum(jnp.take(planes, i, axis=-1, mode="clip") * w for i, w in zip(index, weight, strict=True))
-  return jax.lax.optimization_barrier(planes)
+  weight = weight.reshape(len(weight), *[1] * (planes.ndim - 2), -1, 1)
+  planes = sum(jnp.take(planes, i, axis=-2, mode="clip") * w for i, w in zip(index, weight, strict=True))
+  source = jnp.arange(planes.shape[-1])[:, None]
+  matrix = sum(jnp.where(source == i[None], w[None], 0.0) for i, w in zip(*columns, strict=True))
+  return jnp.matmul(planes, matrix, precision=jax.lax.Precision.HIGHEST)
 
 
 def taps_for(step: float) -> int:
@@ -64,7 +64,7 @@ def axis_taps(mode, source, target, step, length: int, count: int) -> Taps:
   Returns:
     (count, length) int32 and float32; weights from `target` on are zero.
   """
-  out = jnp.arange(length)
+  out = jnp.arange(length)[None, :]
   tap = jnp.arange(count)[:, None]
   centre = (out + 0.5) * step - 0.5
 

@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from stablesr_jax.config import DiffusionConfig
 
@@ -37,6 +37,12 @@ def alphas_cumprod(config: DiffusionConfig) -> np.ndarray:
   return np.cumprod(1 - betas(config)).astype(np.float32)
 
 
+def signal_and_noise(config: DiffusionConfig) -> tuple[np.ndarray, np.ndarray]:
+  """(1000,) float32 each: the factors of x0 and of the noise in x_t, for `q_sample`."""
+  cumulative = np.cumprod(1 - betas(config))
+  return np.sqrt(cumulative).astype(np.float32), np.sqrt(1 - cumulative).astype(np.float32)
+
+
 def respaced_timesteps(steps: int, start: int = 999) -> np.ndarray:
   """(steps,) int64, evenly spaced from 0 to `start`, both included."""
   return np.round(np.arange(steps) * (start / (steps - 1))).astype(np.int64)
@@ -64,6 +70,6 @@ def respace(config: DiffusionConfig, timesteps: np.ndarray) -> RespacedSchedule:
   )
 
 
-def q_sample(x0: jax.Array, noise: jax.Array, alpha_cumprod: jax.Array | np.floating) -> jax.Array:
-  """x_t = sqrt(a) x0 + sqrt(1 - a) noise, `alpha_cumprod` broadcasting against x0."""
-  return jnp.sqrt(alpha_cumprod) * x0 + jnp.sqrt(1 - alpha_cumprod) * noise
+def q_sample(x0: jax.Array, noise: jax.Array, signal: ArrayLike, level: ArrayLike) -> jax.Array:
+  """x_t = signal * x0 + level * noise, the factors taken from `signal_and_noise` and broadcast against x0."""
+  return signal * x0 + level * noise

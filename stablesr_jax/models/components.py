@@ -32,7 +32,7 @@ def modules(config: ModelConfig, compute: ComputeConfig = ComputeConfig()) -> di
 
 def init(config: ModelConfig, component: str, key: jax.Array) -> Params:
   """Fresh float32 parameters of one part."""
-  return modules(config)[component].init(key, *_example(config, component))["params"]
+  return jax.jit(modules(config)[component].init)(key, *_example(config, component))["params"]
 
 
 def abstract_params(config: ModelConfig, component: str) -> Params:

@@ -21,7 +21,7 @@ def timestep_embedding(t: jax.Array, dim: int, max_period: float = 10000.0) -> j
     (B, dim) float32.
   """
   frequencies = jnp.exp(-jnp.log(max_period) * jnp.arange(dim // 2, dtype=jnp.float32) / (dim // 2))
-  angles = t.astype(jnp.float32)[:, None] * frequencies
+  angles = t.astype(jnp.float32)[:, None] * frequencies[None]
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 

@@ -37,7 +37,7 @@ class TextEncoder(nn.Module):
     c = self.config
     normal = nn.initializers.normal(0.02)
     x = nn.Embed(c.vocabulary, c.width, embedding_init=normal, name="token_embedding")(tokens)
-    x += self.param("positional_embedding", normal, (c.context_length, c.width))
+    x += self.param("positional_embedding", normal, (c.context_length, c.width))[None]
     x = x.astype(self.compute.jax_dtype)
     for i in range(c.layers):
       x = TextBlock(c.heads, self.compute, name=f"layer_{i}")(x)

@@ -4,13 +4,17 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import jax
 import pytest
 
 from stablesr_jax.checkpoints.convert import convert
 from stablesr_jax.checkpoints.store import load_params
-from stablesr_jax.config import ModelConfig
+from stablesr_jax.config import ComputeConfig, ModelConfig
 from stablesr_jax.models.components import modules
 from tests import reference_data
+
+
+PARTS = ("unet", "time_aware_encoder", "autoencoder")
 
 
 @dataclasses.dataclass
@@ -20,17 +24,21 @@ class Converted:
   config: ModelConfig
   params: dict[str, Any]
 
-  def apply(self, part: str, *args, method: str | None = None, **kwargs):
-    return modules(self.config)[part].apply({"params": self.params[part]}, *args, method=method, **kwargs)
+  def apply(self, part: str, *args, method: str | None = None, compute: ComputeConfig = ComputeConfig()):
+    module = modules(self.config, compute)[part]
+    return jax.jit(lambda params, args: module.apply({"params": params}, *args, method=method))(self.params[part], args)
 
 
-def converted(folder: pathlib.Path, *listings: str) -> Converted:
+def converted(folder: pathlib.Path, *listings: str, parts: tuple[str, ...] = PARTS) -> Converted:
+  """Writes the listings' synthetic checkpoints, converts them together and loads parts of the result."""
   inputs = [
     reference_data.write_checkpoint(listing, folder / f"{listing.removesuffix('_checkpoint')}.ckpt")
     for listing in listings
   ]
   manifest = convert(inputs, folder / "model")
-  parts = [part for part in ("unet", "time_aware_encoder", "autoencoder") if getattr(manifest.architecture, part)]
+  for path in inputs:
+    path.unlink()
+  parts = tuple(part for part in parts if getattr(manifest.architecture, part))
   return Converted(manifest.architecture, load_params(folder / "model", manifest, parts))
 
 

@@ -1,9 +1,10 @@
 """Every network at small width, with synthetic weights that went through the converter."""
 
 import jax.numpy as jnp
-import pytest
+import numpy as np
 
-from tests.reference_data import load, nhwc, relative_error
+from stablesr_jax.config import ComputeConfig
+from tests.reference_data import fidelity_weights, load, nhwc, relative_error, rms
 
 
 def test_time_aware_encoder_and_unet(small):
@@ -30,23 +31,18 @@ def test_controllable_feature_wrapping(small_cfw):
   assert relative_error(moments, nhwc(data["moments"])) <= 1e-5
   for i, feature in enumerate(features):
     assert relative_error(feature, nhwc(data[f"fea_{i}"])) <= 1e-5
-  weights = [key.removeprefix("decoded_w") for key in data if key.startswith("decoded_w")]
-  assert weights
-  for weight in weights:
-    decoded = small_cfw.apply("autoencoder", nhwc(data["z"]), features, float(weight), method="decode")
-    assert relative_error(decoded, nhwc(data[f"decoded_w{weight}"])) <= 1e-5, weight
+  for key, weight in fidelity_weights(data).items():
+    decoded = small_cfw.apply("autoencoder", nhwc(data["z"]), features, weight, method="decode")
+    assert relative_error(decoded, nhwc(data[key])) <= 1e-5, key
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16"])
-def test_half_precision_is_close(small, dtype):
+def test_half_precision_is_close(small):
   """bfloat16 has 8 bits of mantissa: a whole network may be off by a few percent, not more."""
-  from stablesr_jax.config import ComputeConfig
-  from stablesr_jax.models.components import modules
-
-  data = load("small_unet")
+  data, compute = load("small_unet"), ComputeConfig(dtype="bfloat16")
   x, lr, t = nhwc(data["x"]), nhwc(data["lr"]), jnp.asarray(data["t"])
-  half = modules(small.config, ComputeConfig(dtype=dtype))
-  structure = half["time_aware_encoder"].apply({"params": small.params["time_aware_encoder"]}, lr, t)
-  prediction = half["unet"].apply({"params": small.params["unet"]}, x, t, data["context"], structure)
-  error = jnp.sqrt(jnp.mean((prediction - nhwc(data["eps"])) ** 2)) / jnp.sqrt(jnp.mean(nhwc(data["eps"]) ** 2))
+  structure = small.apply("time_aware_encoder", lr, t, compute=compute)
+  assert all(features.dtype == jnp.bfloat16 for features in structure)
+  prediction = small.apply("unet", x, t, data["context"], structure, compute=compute)
+  assert prediction.dtype == np.float32
+  error = rms(prediction - nhwc(data["eps"])) / rms(data["eps"])
   assert 1e-4 < error < 0.05

@@ -1,0 +1,54 @@
+"""The command line that packs training images: `python -m stablesr_jax.cli.pack`."""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from stablesr_jax.cli.common import parse, run
+
+PROG = "stablesr_jax.cli.pack"
+_SKIPPED_SHOWN = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+  """Packs the images in folders and their subfolders, as they are, into one file for training.
+
+      python -m stablesr_jax.cli.pack --input DIV2K_train_HR Flickr2K --output photos.array_record --min-side 512
+
+  What cannot be read is left out, and reported.
+  """
+
+  input: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FOLDER...")]
+  """folders of images"""
+  output: Annotated[pathlib.Path, tyro.conf.arg(metavar="FILE.array_record")]
+  """the file to write, in place of an older one"""
+  min_side: int = 1
+  """leave out images with a side below this, in pixels"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  arguments = parse(Arguments, argv, PROG)
+  return run(PROG, lambda: _main(arguments))
+
+
+def _main(arguments: Arguments) -> int:
+  from stablesr_jax.data.pack import pack_images
+
+  if not arguments.input:
+    raise ValueError("--input: give one or more folders")
+  packed, skipped = pack_images(arguments.input, arguments.output, min_side=arguments.min_side, progress=True)
+  for path, reason in list(skipped.items())[:_SKIPPED_SHOWN]:
+    print(f"skipped {path}: {reason}", file=sys.stderr)
+  if len(skipped) > _SKIPPED_SHOWN:
+    print(f"skipped {len(skipped) - _SKIPPED_SHOWN} more", file=sys.stderr)
+  print(f"{arguments.output}: {packed} images packed, {len(skipped)} skipped")
+  return 0
+
+
+if __name__ == "__main__":
+  raise SystemExit(main())
