@@ -141,7 +141,9 @@ def on_gpu(repeats: int) -> dict:
     rows.append(row)
     share = f"{row['fraction_of_peak']:.1%} of peak" if peak else "peak unknown"
     rates = ", ".join(f"{row[f'images_per_s_{n}_steps']:.2f}" for n in (200, 20, 4))
-    print(f"batch {batch:2d}: {1e3 * seconds:.1f} ms, {row['tflops']:.0f} TFLOP/s, {share}; images/s at 200/20/4: {rates}")
+    print(
+      f"batch {batch:2d}: {1e3 * seconds:.1f} ms, {row['tflops']:.0f} TFLOP/s, {share}; images/s at 200/20/4: {rates}"
+    )
   return {"device": device.device_kind, "batches": rows}
 
 

@@ -152,7 +152,9 @@ def main() -> None:
     wrapper, rows = read_listing(args.listing, args.prefix)
     if args.out.suffix == ".safetensors":
       values = tensors(rows, salt, args.scale)
-      write_safetensors(args.out, [Entry(row.key, row.shape, np.dtype(np.float32), lambda: next(values)) for row in rows])
+      write_safetensors(
+        args.out, [Entry(row.key, row.shape, np.dtype(np.float32), lambda: next(values)) for row in rows]
+      )
     else:
       write_torch(args.out, wrapper, rows, salt, args.scale)
   except (OSError, ValueError) as error:

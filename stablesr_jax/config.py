@@ -180,7 +180,9 @@ class SamplingConfig:
     check(self.sampler in ("ddpm", "ddim"), "sampler", "choose ddpm or ddim")
     check(2 <= self.steps <= 1000, "steps", "must be 2 to 1000")
     check(0 < self.start_step <= 999, "start_step", "must be 1 to 999")
-    check(self.steps <= self.start_step + 1, "steps", f"is more than the {self.start_step + 1} timesteps from start-step")
+    check(
+      self.steps <= self.start_step + 1, "steps", f"is more than the {self.start_step + 1} timesteps from start-step"
+    )
     check(0 <= self.eta <= 1, "eta", "must be 0 to 1")
     check(self.guidance_scale >= 0, "guidance_scale", "must not be negative")
     check(0 <= self.fidelity_weight <= 1, "fidelity_weight", "must be 0 to 1")
@@ -196,9 +198,7 @@ def stablesr_512() -> ModelConfig:
 
 def stablesr_768v() -> ModelConfig:
   """The published 768 model: v-prediction; no CFW was trained for it."""
-  return ModelConfig(
-    autoencoder=AutoencoderConfig(cfw=False), diffusion=DiffusionConfig(prediction="v")
-  )
+  return ModelConfig(autoencoder=AutoencoderConfig(cfw=False), diffusion=DiffusionConfig(prediction="v"))
 
 
 def small() -> ModelConfig:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stablesr_jax import tiling
+from stablesr_jax.compilation import compiler_options
 from stablesr_jax.config import ComputeConfig, ModelConfig
 from stablesr_jax.diffusion.samplers import Steps, guide, step
 from stablesr_jax.models.components import Params, modules
@@ -48,7 +49,7 @@ class Denoiser:
     self._mesh = mesh
     self.tile_batch = tile_batch and -(-tile_batch // mesh.size) * mesh.size
     self._condition = jax.jit(self._condition_impl)
-    self._predict = jax.jit(self._predict_impl)
+    self._predict = jax.jit(self._predict_impl, compiler_options=compiler_options())
 
   @property
   def compilations(self) -> int:

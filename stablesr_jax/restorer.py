@@ -14,6 +14,7 @@ from PIL import Image
 
 from stablesr_jax import color, tiling
 from stablesr_jax.checkpoints.store import NULL_PROMPT, Manifest, load_params, read_manifest
+from stablesr_jax.compilation import compiler_options
 from stablesr_jax.config import ComputeConfig, SamplingConfig
 from stablesr_jax.degradation.resize import resize
 from stablesr_jax.denoiser import Denoiser
@@ -36,8 +37,8 @@ _POSTERIOR, _START, _STEPS = 0, 1, 2
 class StableSR:
   """A loaded model.
 
-      model = StableSR.load("models/stablesr_512")
-      restored = model.upscale(Image.open("photo.jpg"), scale=4)
+  model = StableSR.load("models/stablesr_512")
+  restored = model.upscale(Image.open("photo.jpg"), scale=4)
   """
 
   def __init__(
@@ -72,9 +73,9 @@ class StableSR:
     self._autoencoder_config = self.config.autoencoder
     self._autoencoder_tile = max(autoencoder_tile // _PAD_TO, 1) * _PAD_TO
     self.denoiser = Denoiser(self.config, params, compute, self._mesh, tile_batch)
-    self._encode = jax.jit(self._encode_impl)
-    self._decode = jax.jit(self._decode_impl)
-    self._decode_piece = jax.jit(self._decode_piece_impl)
+    jit = functools.partial(jax.jit, compiler_options=compiler_options())
+    self._encode, self._decode = jit(self._encode_impl), jit(self._decode_impl)
+    self._decode_piece = jit(self._decode_piece_impl)
     self._prompts: dict[str, jax.Array] = {"": params[NULL_PROMPT]}
 
   @classmethod
@@ -239,7 +240,9 @@ class StableSR:
     f = self._autoencoder_config.downsampling
     sides = [min(side, self._autoencoder_tile) // f for side in shape[:2]]
     overlap = self._autoencoder_tile // f // 4
-    offsets = [tiling.offsets(side // f, tile, min(overlap, tile - 1)) for side, tile in zip(shape, sides, strict=False)]
+    offsets = [
+      tiling.offsets(side // f, tile, min(overlap, tile - 1)) for side, tile in zip(shape, sides, strict=False)
+    ]
     return np.array([(y, x) for y in offsets[0] for x in offsets[1]], np.int32), (sides[0], sides[1])
 
   def _encode_image(self, image: jax.Array) -> tuple[jax.Array, Any]:

@@ -246,16 +246,18 @@ def diffusers_folder(tmp_path_factory):
   )
   text = transformers.CLIPTextModel(
     transformers.CLIPTextConfig(
-      vocab_size=49408, hidden_size=64, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
+      vocab_size=49408,
+      hidden_size=64,
+      intermediate_size=256,
+      num_hidden_layers=3,
+      num_attention_heads=4,
       hidden_act="gelu",
     )  # fmt: skip
   )
   diffusers.DDPMScheduler(prediction_type="v_prediction").save_pretrained(folder / "scheduler")
   for name, module in (("unet", unet), ("vae", vae), ("text_encoder", text)):
     module.eval().save_pretrained(folder / name)
-  architecture = dataclasses.replace(
-    configs.small(), text_encoder=TextEncoderConfig(width=64, layers=3, heads=4)
-  )
+  architecture = dataclasses.replace(configs.small(), text_encoder=TextEncoderConfig(width=64, layers=3, heads=4))
   manifest, lines = quiet([folder], folder / "model", architecture=architecture)
   assert not any("unknown" in line for line in lines), lines
   parts = ["unet", "autoencoder", "text_encoder", NULL_PROMPT]

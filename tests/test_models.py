@@ -80,9 +80,7 @@ def test_a_plain_unet_needs_no_structure():
 @pytest.mark.parametrize("implementation", ["xla", "chunked", "auto"])
 @pytest.mark.parametrize("queries, keys", [(64, 64), (37, 5), (2048, 2100)])
 def test_attention_implementations_agree(implementation, queries, keys):
-  q, k, v = (
-    jax.random.normal(jax.random.key(i), (2, n, 3, 8)) for i, n in enumerate((queries, keys, keys))
-  )
+  q, k, v = (jax.random.normal(jax.random.key(i), (2, n, 3, 8)) for i, n in enumerate((queries, keys, keys)))
   scores = np.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(8)
   weights = np.exp(scores - scores.max(-1, keepdims=True))
   expected = np.einsum("bhnm,bmhd->bnhd", weights / weights.sum(-1, keepdims=True), v)

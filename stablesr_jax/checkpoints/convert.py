@@ -252,4 +252,3 @@ def _sampling_defaults(sources: Sequence[Source], config: ModelConfig) -> Sampli
   if config.autoencoder is not None and not config.autoencoder.cfw:
     sampling = dataclasses.replace(sampling, fidelity_weight=0.0)
   return sampling
-

@@ -49,7 +49,9 @@ class ModelWriter:
 
   def __init__(self, path: str | os.PathLike):
     self.path = pathlib.Path(path).resolve()
-    if self.path.exists() and not (self.path / MANIFEST).is_file() and (self.path.is_file() or any(self.path.iterdir())):
+    if (
+      self.path.exists() and not (self.path / MANIFEST).is_file() and (self.path.is_file() or any(self.path.iterdir()))
+    ):
       raise ValueError(f"{path}: exists and is no converted model; it will not be replaced")
     self._partial = self.path.with_name(f".{self.path.name}.partial")
     shutil.rmtree(self._partial, ignore_errors=True)

@@ -1,14 +1,12 @@
-"""What the command lines share: one-line errors, the compile cache."""
+"""What the command lines share: one-line errors."""
 
 import contextlib
 import io
 import os
-import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import platformdirs
 import tyro
 
 Arguments = TypeVar("Arguments")
@@ -49,18 +47,3 @@ def fail(prog: str, message: str):
   """Ends the program with a one-line error."""
   print(f"{prog}: error: {message}", file=sys.stderr)
   raise SystemExit(BAD_INPUT)
-
-
-def enable_compile_cache(setting: str) -> None:
-  """Keeps compiled programs from run to run.
-
-  Args:
-    setting: a folder; "auto" is one in the user's cache directory, "off" keeps nothing.
-  """
-  import jax
-
-  if setting == "off":
-    return
-  folder = pathlib.Path(platformdirs.user_cache_dir("stablesr_jax")) / "xla" if setting == "auto" else setting
-  jax.config.update("jax_compilation_cache_dir", str(folder))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

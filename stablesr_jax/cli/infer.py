@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from stablesr_jax.cli.common import BAD_INPUT, enable_compile_cache, parse, run
+from stablesr_jax.cli.common import BAD_INPUT, parse, run
 from stablesr_jax.image_io import WRITABLE_SUFFIXES, Picture, list_images, read_image, write_image
 
 PROG = "infer.py"
@@ -95,10 +95,11 @@ def _main(arguments: Arguments) -> int:
     read_image(jobs[0].source)  # a bad file is told before a large model is loaded
 
   from stablesr_jax.checkpoints.store import read_manifest
+  from stablesr_jax.compilation import enable_cache
   from stablesr_jax.restorer import StableSR
 
   sampling = _sampling(arguments, read_manifest(arguments.model).sampling)
-  enable_compile_cache(arguments.compile_cache)
+  enable_cache(arguments.compile_cache)
   model = StableSR.load(
     arguments.model,
     precision=arguments.precision,

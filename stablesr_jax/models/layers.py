@@ -46,7 +46,12 @@ def conv(
     kwargs["kernel_init"] = nn.initializers.zeros
   pad = size // 2
   return nn.Conv(
-    features, (size, size), (stride, stride), padding=((pad, pad), (pad, pad)), dtype=compute.jax_dtype, **kwargs
+    features,
+    (size, size),
+    (stride, stride),
+    padding=((pad, pad), (pad, pad)),
+    dtype=compute.jax_dtype,
+    **kwargs,
   )
 
 
@@ -101,9 +106,7 @@ class Downsample(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     pad = (1, 1) if self.symmetric else (0, 1)
-    return nn.Conv(
-      x.shape[-1], (3, 3), (2, 2), padding=(pad, pad), dtype=self.compute.jax_dtype, name="conv"
-    )(x)
+    return nn.Conv(x.shape[-1], (3, 3), (2, 2), padding=(pad, pad), dtype=self.compute.jax_dtype, name="conv")(x)
 
 
 class Upsample(nn.Module):

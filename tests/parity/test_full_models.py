@@ -17,7 +17,16 @@ from stablesr_jax.checkpoints.tensor_file import open_tensors
 from stablesr_jax.config import stablesr_512
 from stablesr_jax.tokenizer import tokenize
 from tests.parity.conftest import Converted
-from tests.reference_data import FOLDER, fidelity_weights, load, nhwc, relative_error, salt, synthetic_rule, write_checkpoint
+from tests.reference_data import (
+  FOLDER,
+  fidelity_weights,
+  load,
+  nhwc,
+  relative_error,
+  salt,
+  synthetic_rule,
+  write_checkpoint,
+)
 
 pytestmark = pytest.mark.full
 ROOT = pathlib.Path(__file__).parents[2]
