@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,12 @@ import platformdirs
 
 # XLA's CPU backend hands matrix products, reductions and convolutions to a kernel library. Its convolutions are slower
 # than XLA's own (twice, on the UNet's smaller scales), so it is given the others only.
-_CPU = {
+_CPU: dict[str, Any] = {
   "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
 }
 
 
-def compiler_options() -> dict[str, str]:
+def compiler_options() -> dict[str, Any]:
   """Options for `jax.jit(..., compiler_options=...)` of the large networks on the default backend."""
   return dict(_CPU) if jax.default_backend() == "cpu" and _are_known() else {}
 

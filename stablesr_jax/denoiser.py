@@ -43,13 +43,13 @@ class Denoiser:
     self, config: ModelConfig, params: dict[str, Params], compute: ComputeConfig, mesh: jax.sharding.Mesh,
     tile_batch: int | None = None,
   ):  # fmt: skip
-    parts = modules(config, compute)
+    parts: dict[str, Any] = modules(config, compute)
     self._unet, self._encoder = parts["unet"], parts["time_aware_encoder"]
     self._params = {part: {"params": params[part]} for part in ("unet", "time_aware_encoder")}
     self._mesh = mesh
     self.tile_batch = tile_batch and -(-tile_batch // mesh.size) * mesh.size
     self._condition = jax.jit(self._condition_impl)
-    self._predict = jax.jit(self._predict_impl, compiler_options=compiler_options())
+    self._predict: Any = jax.jit(self._predict_impl, compiler_options=compiler_options())
 
   @property
   def compilations(self) -> int:
@@ -112,7 +112,7 @@ class Denoiser:
     Raises:
       ValueError: a canvas is smaller than a tile.
     """
-    starts = [tiling.grid(*x.shape[:2], tile, overlap) for x in latents]
+    starts = [tiling.grid(x.shape[0], x.shape[1], tile, overlap) for x in latents]
     weights = tiling.gaussian_weights(tile)
     batch = self._batch(sum(map(len, starts)))
     # Canvas-sized work is replicated: it is little, and every device then has what its tiles need.

@@ -1,11 +1,12 @@
 """The mesh of devices and how arrays lie on it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
 
-def data_mesh(devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+def data_mesh(devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
   """All devices (of all hosts), or the given ones, along one axis "data"."""
   devices = jax.devices() if devices is None else list(devices)
   return jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)

@@ -1,6 +1,5 @@
 """The assembled system: load a converted model, enlarge and restore pictures of any size."""
 
-import dataclasses
 import functools
 import math
 import os
@@ -84,7 +83,7 @@ class StableSR:
     path: str | os.PathLike,
     *,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
     tile_batch: int | None = None,
     autoencoder_tile: int = 1024,
   ) -> "StableSR":

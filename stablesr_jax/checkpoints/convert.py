@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from stablesr_jax import config as configs
 from stablesr_jax.checkpoints import names
@@ -16,7 +16,7 @@ from stablesr_jax.checkpoints.layout import to_ours
 from stablesr_jax.checkpoints.sources import KINDS, DiffusersFolder, Source, by_priority, ignored_reason, open_source
 from stablesr_jax.checkpoints.store import NULL_PROMPT, Manifest, ModelWriter
 from stablesr_jax.config import ModelConfig, Prediction, RRDBNetConfig, SamplingConfig
-from stablesr_jax.models.components import COMPONENTS, abstract_params, modules
+from stablesr_jax.models.components import COMPONENTS, abstract_params, flat, modules
 from stablesr_jax.tokenizer import tokenize
 
 Report = Callable[[str], None]
@@ -164,7 +164,7 @@ def _plan(part: str, config: ModelConfig, sources: Sequence[Source]) -> dict[str
       prefix, name_map = KINDS[source.kind].parts[part]
       candidates.append((source, prefix, name_map(getattr(config, part))))
   plan, missing = {}, []
-  for path, leaf in flatten_dict(abstract_params(config, part), sep="/").items():
+  for path, leaf in flat(abstract_params(config, part)).items():
     for source, prefix, name_map in candidates:
       try:
         keys = tuple(prefix + name for name in names.leaf_names(name_map, path))

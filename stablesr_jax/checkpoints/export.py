@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from stablesr_jax.checkpoints import names
 from stablesr_jax.checkpoints.layout import to_pytorch
@@ -14,6 +13,7 @@ from stablesr_jax.checkpoints.safetensors_writer import Entry, write_safetensors
 from stablesr_jax.checkpoints.store import load_params, read_manifest
 from stablesr_jax.config import ModelConfig
 from stablesr_jax.diffusion import schedule
+from stablesr_jax.models.components import flat
 
 _PREFIXES = {
   "unet": ("model.diffusion_model.", names.unet),
@@ -68,7 +68,7 @@ def export(model: pathlib.Path, output: pathlib.Path, *, dtype: str = "float32")
 def _part_entries(config: ModelConfig, part: str, tree: Any, target: np.dtype) -> Iterator[Entry]:
   prefix, name_map = _PREFIXES[part]
   modules = name_map(getattr(config, part))
-  for path, value in flatten_dict(tree, sep="/").items():
+  for path, value in flat(tree).items():
     leaf = path.rpartition("/")[2]
     [name] = (prefix + name for name in names.leaf_names(modules, path))
     ones = (1, 1) if _CONVOLUTION_2D.fullmatch(name) else (1,) if _CONVOLUTION_1D.fullmatch(name) else ()

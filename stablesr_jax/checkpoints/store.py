@@ -64,7 +64,7 @@ class ModelWriter:
     context.memory.deepcopy_host_arrays = False
     context.memory.write_concurrent_bytes = 1 << 28
     with context:
-      ocp.save(self._partial / part, params)
+      ocp.save(str(self._partial / part), params)
 
   def commit(self, manifest: Manifest) -> None:
     """Writes `model.json` and moves the folder into place; an earlier model there is replaced."""
@@ -135,7 +135,7 @@ def load_params(
       abstract = jax.ShapeDtypeStruct((77, manifest.architecture.unet.context_dim), np.float32)
     target = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, np.dtype(dtype), sharding=sharding), abstract)
     try:
-      loaded[part] = ocp.load(path / part, {part: target} if part == NULL_PROMPT else target)
+      loaded[part] = ocp.load(str(path / part), {part: target} if part == NULL_PROMPT else target)
     except Exception as error:  # Orbax's errors are many and long; the first line says what is wrong.
       raise ValueError(f"{path / part}: cannot be loaded: {_first_line(error)}") from None
     if part == NULL_PROMPT:

@@ -5,7 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import tyro
 
@@ -43,7 +43,7 @@ def run(prog: str, main: Callable[[], int]) -> int:
     return 130
 
 
-def fail(prog: str, message: str):
+def fail(prog: str, message: str) -> NoReturn:
   """Ends the program with a one-line error."""
   print(f"{prog}: error: {message}", file=sys.stderr)
   raise SystemExit(BAD_INPUT)

@@ -44,8 +44,10 @@ class Arguments:
   """denoising steps: 200 in the paper, 4 for Turbo weights"""
   start_step: Annotated[int | None, _own("T")] = None
   """timestep of the noised input that sampling starts from, 1 to 999 (the paper's); lower keeps more of the input"""
+  eta: Annotated[float | None, _own("ETA")] = None
+  """DDIM's noise, 0 (deterministic) to 1"""
   seed: int = 42
-  """of the noise; a picture's result depends on it and the picture's name alone"""
+  """of the noise; a picture's result depends on it and the picture's file name alone"""
   fidelity_weight: Annotated[float | None, _own("W")] = None
   """0 is most generative, 1 keeps closest to the input (CFW's w)"""
   color_fix: Annotated[Literal["adain", "wavelet", "none"] | None, _own("adain|wavelet|none")] = None
@@ -63,7 +65,7 @@ class Arguments:
   negative_prompt: Annotated[str | None, _own("TEXT")] = None
   """text that describes what it should not be; needs --guidance-scale above 1"""
   guidance_scale: Annotated[float | None, _own("S")] = None
-  """strength of the prompts; 1 is no guidance, 7 the paper's with prompts"""
+  """strength of the prompts; 1 is no guidance, 7 the published script's with prompts"""
   precision: Literal["auto", "float32", "bfloat16"] = "auto"
   """of the computation; auto: float32 on CPU, bfloat16 on GPU and TPU"""
   overwrite: bool = False
@@ -87,12 +89,15 @@ class Job:
 
 
 def _main(arguments: Arguments) -> int:
+  _check(arguments)
   jobs = plan_jobs(arguments.input, arguments.output, arguments.overwrite)
   if not jobs:
     print("nothing to do: every picture is restored already (--overwrite to do it again)")
     return 0
   if len(jobs) == 1 and arguments.input.is_file():
     read_image(jobs[0].source)  # a bad file is told before a large model is loaded
+
+  import jax
 
   from stablesr_jax.checkpoints.store import read_manifest
   from stablesr_jax.compilation import enable_cache
@@ -109,13 +114,13 @@ def _main(arguments: Arguments) -> int:
   failed = 0
   for number, job in enumerate(jobs, 1):
     try:
+      job.target.parent.mkdir(parents=True, exist_ok=True)  # first: better told now than after the work
       restored = restore(model, job, arguments.scale, arguments.seed, sampling, f"[{number}/{len(jobs)}] ")
-      job.target.parent.mkdir(parents=True, exist_ok=True)
       write_image(job.target, restored)
       print(job.target)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
       failed += 1
-      print(f"{PROG}: error: {job.source}: {_without(str(error), f'{job.source}: ')}", file=sys.stderr)
+      print(f"{PROG}: error: {job.source}: {_reason(error, job)}", file=sys.stderr)
   if failed and len(jobs) > 1:
     print(f"{PROG}: error: {failed} of {len(jobs)} pictures could not be restored", file=sys.stderr)
   return BAD_INPUT if failed else 0
@@ -139,19 +144,24 @@ def plan_jobs(source: pathlib.Path, target: pathlib.Path, overwrite: bool) -> li
     return [Job(source, target, source.name)]
   if target.is_file():
     raise ValueError(f"{target}: is a file, but the input is a folder")
-  images = [path for path in list_images(source) if target.resolve() not in path.resolve().parents]
+  images = list_images(source)
+  if source.resolve() in target.resolve().parents:  # earlier results are no inputs
+    images = [path for path in images if target.resolve() not in path.resolve().parents]
   if not images:
     raise ValueError(f"{source}: has no pictures")
+  if source.resolve() == target.resolve():
+    raise ValueError(f"{target}: is the input; choose another output")
+  inputs = {path.resolve() for path in images}
   jobs, taken = [], {}
   for path in images:
     relative = path.relative_to(source)
     result = target / relative.with_suffix(".png")
     if result in taken:  # a.jpg beside a.png
       result = target / relative.with_name(f"{relative.name}.png")
-    if result.exists() and result.samefile(path):
+    if result.resolve() in inputs:
       raise ValueError(f"{target}: results would replace the inputs; choose another output")
     taken[result] = path
-    jobs.append(Job(path, result, relative.as_posix()))
+    jobs.append(Job(path, result, path.name))
   return [job for job in jobs if overwrite or not job.target.exists()]
 
 
@@ -180,5 +190,11 @@ def _sampling(arguments: Arguments, defaults: Any) -> Any:
   return dataclasses.replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
 
-def _without(text: str, prefix: str) -> str:
-  return " ".join(text.removeprefix(prefix).split())
+def _check(arguments: Arguments) -> None:
+  """Raises ValueError for numbers that no model could work with."""
+  wrong = {
+    f"scale {arguments.scale}: must be a positive number": not 0 < arguments.scale < math.inf,
+    f"seed {arguments.seed}: must be 0 to {_MAX_SEED}": not 0 <= arguments.seed <= _MAX_SEED,
+    f"tile-batch {arguments.tile_batch}: must be at least 1": (arguments.tile_batch or 1) < 1 or arguments.tile_batch == 0,
+    f"autoencoder-tile {arguments.autoencoder_tile}: must be at least 64": arguments.autoencoder_tile < 64,
+  }

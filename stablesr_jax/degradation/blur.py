@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ import numpy as np
 from stablesr_jax.degradation.settings import StageSettings
 
 
-def bivariate_kernel(width: int, sigma_x, sigma_y, theta=0.0, beta=1.0, plateau=False, size=None) -> jax.Array:
+def bivariate_kernel(
+  width: int, sigma_x: Any, sigma_y: Any, theta: Any = 0.0, beta: Any = 1.0, plateau: Any = False, size: Any = None
+) -> jax.Array:
   """A Gaussian kernel exp(-q^beta / 2), or a plateau 1 / (1 + q^beta), q the squared Mahalanobis distance.
 
   Args:

@@ -1,6 +1,7 @@
 """Resizing by weighted sums of a fixed number of source pixels, so that the size may be drawn in a compiled program."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ def resize(planes: jax.Array, height: int, width: int, mode: str) -> jax.Array:
   return apply(planes, rows, columns)
 
 
-def apply(planes: jax.Array, rows: Taps, columns: Taps) -> jax.Array:
+def apply(planes: Any, rows: Taps, columns: Taps) -> jax.Array:
   """Resizes (..., H, W) to (..., h, w), given the taps of both axes."""
   # Rows are gathered whole. Gathering columns would leave planes transposed in memory, which slows all that follows.
   index, weight = rows

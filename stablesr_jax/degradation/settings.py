@@ -102,6 +102,17 @@ class StageSettings:
     _check_range(self, "jpeg_quality", 1, 100)
 
 
+SECOND_STAGE = StageSettings(
+  blur_probability=0.5,
+  sigma=(0.2, 1.0),
+  resize_probabilities=(0.3, 0.4, 0.3),
+  resize_range=(0.6, 1.2),
+  gaussian_sigma=(1.0, 12.0),
+  poisson_scale=(0.05, 1.0),
+  jpeg_quality=(60.0, 100.0),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class DegradationSettings:
   """The whole degradation (defaults: the published 512 model).
@@ -117,15 +128,7 @@ class DegradationSettings:
   scale: int = 4
   sharpen: SharpenSettings | None = SharpenSettings()
   first: StageSettings = StageSettings()
-  second: StageSettings | None = StageSettings(
-    blur_probability=0.5,
-    sigma=(0.2, 1.0),
-    resize_probabilities=(0.3, 0.4, 0.3),
-    resize_range=(0.6, 1.2),
-    gaussian_sigma=(1.0, 12.0),
-    poisson_scale=(0.05, 1.0),
-    jpeg_quality=(60.0, 100.0),
-  )
+  second: StageSettings | None = SECOND_STAGE
   final_sinc_probability: float = 0.8
   clean_probability: float = 0.01
 
@@ -144,7 +147,7 @@ PRESETS: dict[str, DegradationSettings] = {
   "stablesr_768v": dataclasses.replace(
     _512,
     sharpen=None,
-    second=dataclasses.replace(_512.second, jpeg_quality=(60.0, 95.0)),
+    second=dataclasses.replace(SECOND_STAGE, jpeg_quality=(60.0, 95.0)),
     clean_probability=0.0,
   ),
   # Faces: one heavy stage in the manner of face restoration (wide Gaussian blurs, strong shrinking, Gaussian

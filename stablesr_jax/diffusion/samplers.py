@@ -6,7 +6,7 @@
 So one compiled step serves DDPM and DDIM, eps- and v-prediction, and any number of steps.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,12 +18,12 @@ from stablesr_jax.diffusion.schedule import alphas_cumprod, respace, respaced_ti
 class Steps(NamedTuple):
   """The steps of a run in the order they are taken, noisiest first. Arrays are (S,) float32; timesteps int32."""
 
-  timesteps: np.ndarray
-  x0_from_x: np.ndarray
-  x0_from_prediction: np.ndarray
-  x_from_x0: np.ndarray
-  x_from_x: np.ndarray
-  x_from_noise: np.ndarray
+  timesteps: Any
+  x0_from_x: Any
+  x0_from_prediction: Any
+  x_from_x0: Any
+  x_from_x: Any
+  x_from_noise: Any
 
 
 def ddpm(config: DiffusionConfig, timesteps: np.ndarray) -> Steps:

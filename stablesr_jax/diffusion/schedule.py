@@ -1,10 +1,9 @@
 """The forward process and its respaced schedules, as NumPy tables computed on the host."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.typing import ArrayLike
 
 from stablesr_jax.config import DiffusionConfig
 
@@ -70,6 +69,6 @@ def respace(config: DiffusionConfig, timesteps: np.ndarray) -> RespacedSchedule:
   )
 
 
-def q_sample(x0: jax.Array, noise: jax.Array, signal: ArrayLike, level: ArrayLike) -> jax.Array:
+def q_sample(x0: jax.Array, noise: jax.Array, signal: Any, level: Any) -> jax.Array:
   """x_t = signal * x0 + level * noise, the factors taken from `signal_and_noise` and broadcast against x0."""
   return signal * x0 + level * noise

@@ -109,7 +109,7 @@ class UNetBlock(nn.Module):
     self, x: jax.Array, time: jax.Array, context: KeysValues | None, structure: jax.Array | None
   ) -> jax.Array:
     h = self.residual(x, time, structure)
-    return self.transformer(h, context) if self.has_attention else h
+    return h if context is None else self.transformer(h, context)
 
 
 class UNet(nn.Module):
@@ -163,27 +163,27 @@ class UNet(nn.Module):
       x: (B, h, w, 4) noisy latents; h and w divisible by 2 ** (levels - 1).
       time: (B or 1, 4 * channels) from `embed_time`.
       context: from `project_context`.
-      structure: the time-aware encoder's maps, (B, h / 2**i, w / 2**i, S) for level i; None if `conditioning` is "none".
+      structure: the time-aware encoder's maps, (B, h / 2**i, w / 2**i, S) for level i; None without conditioning.
 
     Returns:
       (B, h, w, 4) float32.
     """
     of_level = structure if structure is not None else [None] * len(self.down)
-    context = iter(context)
+    keys_values = iter(context)
     h = self.conv_in(x)
     skips = [h]
     for level, blocks in enumerate(self.down):
       for block in blocks:
-        h = block(h, time, next(context), of_level[level])
+        h = block(h, time, next(keys_values), of_level[level])
         skips.append(h)
       if level < len(self.down) - 1:
         h = self.downsample[level](h)
         skips.append(h)
     for block in self.middle:
-      h = block(h, time, next(context), of_level[-1])
+      h = block(h, time, next(keys_values), of_level[-1])
     for level in reversed(range(len(self.up))):
       for block in self.up[level]:
-        h = block(jnp.concatenate([h, skips.pop()], axis=-1), time, next(context), of_level[level])
+        h = block(jnp.concatenate([h, skips.pop()], axis=-1), time, next(keys_values), of_level[level])
       if level:
         h = self.upsample[level - 1](h)
     return self.conv_out(nn.silu(self.norm_out(h))).astype(jnp.float32)

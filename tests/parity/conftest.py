@@ -13,7 +13,6 @@ from stablesr_jax.config import ComputeConfig, ModelConfig
 from stablesr_jax.models.components import modules
 from tests import reference_data
 
-
 PARTS = ("unet", "time_aware_encoder", "autoencoder")
 
 

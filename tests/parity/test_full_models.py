@@ -1,4 +1,4 @@
-"""The full-size networks: the 1.4 B-parameter synthetic checkpoint, converted with convert_weights.py, loaded and run."""
+"""The full-size networks: the 1.4 B-parameter synthetic checkpoint, converted by convert_weights.py and run."""
 
 import csv
 import dataclasses
