@@ -1,6 +1,19 @@
 """StableSR in JAX/Flax: real-world image super-resolution with a frozen Stable Diffusion prior."""
 
+from typing import TYPE_CHECKING
+
 from stablesr_jax.config import ComputeConfig, ModelConfig, SamplingConfig
-from stablesr_jax.restorer import StableSR
+
+if TYPE_CHECKING:
+  from stablesr_jax.restorer import StableSR
 
 __all__ = ["ComputeConfig", "ModelConfig", "SamplingConfig", "StableSR"]
+
+
+def __getattr__(name: str):
+  """Imports the restorer, and with it JAX's whole stack, when it is first asked for: `--help` should answer at once."""
+  if name == "StableSR":
+    from stablesr_jax.restorer import StableSR
+
+    return StableSR
+  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

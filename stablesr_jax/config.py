@@ -9,8 +9,6 @@ import dataclasses
 import typing
 from typing import Any, Literal
 
-import jax.numpy as jnp
-
 Conditioning = Literal["sft", "add", "none"]
 Prediction = Literal["eps", "v"]
 AttentionImplementation = Literal["auto", "cudnn", "xla", "chunked"]
@@ -33,6 +31,8 @@ class ComputeConfig:
 
   @property
   def jax_dtype(self):
+    import jax.numpy as jnp  # Late: reading settings needs no JAX.
+
     return jnp.dtype(self.dtype)
 
 

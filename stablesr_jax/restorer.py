@@ -154,8 +154,7 @@ class StableSR:
       (round(scale H), round(scale W), 3) float32 in [0, 1] for each.
     """
     sampling = sampling or self.manifest.sampling
-    if sampling.fidelity_weight > 0 and not self._autoencoder_config.cfw:
-      raise ValueError(f"fidelity-weight {sampling.fidelity_weight}: this model has no CFW; only 0 is possible")
+    self.check(sampling)
     if not (scale > 0 and math.isfinite(scale)):
       raise ValueError(f"scale {scale}: must be a positive number")
     enlarged = [self._enlarge(image, scale, sampling.tile_size) for image in images]
@@ -191,6 +190,14 @@ class StableSR:
       results.append(result)
     return results
 
+  def check(self, sampling: SamplingConfig) -> None:
+    """Raises ValueError if this model cannot do what the settings ask for."""
+    if sampling.fidelity_weight > 0 and not self._autoencoder_config.cfw:
+      raise ValueError(f"fidelity-weight {sampling.fidelity_weight}: this model has no CFW; only 0 is possible")
+    for prompt in self._used_prompts(sampling):
+      if prompt not in self._prompts and (self.config.text_encoder is None or self._path is None):
+        raise ValueError(f"prompt {prompt!r}: this model has no text encoder; only the null prompt is possible")
+
   def _enlarge(self, image: np.ndarray, scale: float, tile: int) -> jax.Array:
     """Bicubic enlargement by `scale`, and further where the shorter side would be less than a tile."""
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
@@ -201,12 +208,14 @@ class StableSR:
     size = (max(least, round(height * factor)), max(least, round(width * factor))) if factor > 1 else (height, width)
     return _enlarge(jnp.asarray(image, jnp.float32), size)
 
+  def _used_prompts(self, sampling: SamplingConfig) -> list[str]:
+    return [sampling.prompt] + ([sampling.negative_prompt] if sampling.guidance_scale != 1 else [])
+
   def _prompt_embeddings(self, sampling: SamplingConfig) -> jax.Array:
     """(1, 77, C), or (2, 77, C) with the negative prompt's behind it where guidance needs it."""
-    prompts = [sampling.prompt] + ([sampling.negative_prompt] if sampling.guidance_scale != 1 else [])
+    prompts = self._used_prompts(sampling)
     if missing := [prompt for prompt in prompts if prompt not in self._prompts]:
-      if self.config.text_encoder is None or self._path is None:
-        raise ValueError(f"prompt {missing[0]!r}: this model has no text encoder; only the null prompt is possible")
+      assert self._path is not None
       params = load_params(self._path, self.manifest, ["text_encoder"], sharding=replicated(self._mesh))
       encoder = modules(self.config)["text_encoder"]
       embed = jax.jit(lambda params, tokens: encoder.apply({"params": params}, tokens))

@@ -40,7 +40,7 @@ def convert(
     output: the folder to write; it appears only when complete.
     architecture: sizes; by default the named architecture that fits the tensors' shapes.
     prediction: what the UNet predicts; by default as a diffusers folder's scheduler says, otherwise v for a file
-      with "768" in its name (but not "768base") and eps for any other.
+      with "768" in its name and eps for any other.
     dtype: of the stored parameters: float32, bfloat16 or float16.
     report: is given one line at a time.
 
@@ -246,7 +246,7 @@ def _sampling_defaults(sources: Sequence[Source], config: ModelConfig) -> Sampli
   """The settings that a published model was made for."""
   sampling = SamplingConfig()
   if any("768" in source.path.name for source in sources):
-    sampling = dataclasses.replace(sampling, tile_size=96)
+    sampling = dataclasses.replace(sampling, tile_size=96, fidelity_weight=0.0)  # no CFW was trained for it
   if any("turbo" in source.path.name.lower() for source in sources):
     sampling = dataclasses.replace(sampling, steps=4)
   if config.autoencoder is not None and not config.autoencoder.cfw:

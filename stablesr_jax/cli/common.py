@@ -34,7 +34,7 @@ def run(prog: str, main: Callable[[], int]) -> int:
   """Calls `main`; an error that the user can mend becomes one line and exit code 2."""
   try:
     return main()
-  except (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+  except (ValueError, OSError) as error:
     if os.environ.get("STABLESR_TRACEBACK"):
       raise
     fail(prog, " ".join(str(error).split()))

@@ -51,6 +51,8 @@ def _main(arguments: Arguments) -> int:
   from stablesr_jax.checkpoints.export import export
   from stablesr_jax.checkpoints.hub import resolve
 
+  if not arguments.input:
+    raise ValueError("--input: give one or more files or folders")
   if (arguments.output is None) == (arguments.to_pytorch is None):
     raise ValueError("give either --output (a model folder) or --to-pytorch (a .safetensors file)")
   inputs = [resolve(reference) for reference in arguments.input]

@@ -1,6 +1,7 @@
 """The command line of `infer.py`."""
 
 import dataclasses
+import math
 import pathlib
 import sys
 import zlib
@@ -111,6 +112,7 @@ def _main(arguments: Arguments) -> int:
     tile_batch=arguments.tile_batch,
     autoencoder_tile=arguments.autoencoder_tile,
   )
+  model.check(sampling)
   failed = 0
   for number, job in enumerate(jobs, 1):
     try:
@@ -191,10 +193,20 @@ def _sampling(arguments: Arguments, defaults: Any) -> Any:
 
 
 def _check(arguments: Arguments) -> None:
-  """Raises ValueError for numbers that no model could work with."""
-  wrong = {
-    f"scale {arguments.scale}: must be a positive number": not 0 < arguments.scale < math.inf,
-    f"seed {arguments.seed}: must be 0 to {_MAX_SEED}": not 0 <= arguments.seed <= _MAX_SEED,
-    f"tile-batch {arguments.tile_batch}: must be at least 1": (arguments.tile_batch or 1) < 1 or arguments.tile_batch == 0,
-    f"autoencoder-tile {arguments.autoencoder_tile}: must be at least 64": arguments.autoencoder_tile < 64,
-  }
+  """Raises ValueError for numbers that no model can work with, before any picture is read."""
+  a = arguments
+  for ok, message in (
+    (0 < a.scale < math.inf, f"scale {a.scale}: must be a positive number"),
+    (0 <= a.seed < 2**32, f"seed {a.seed}: must be 0 to {2**32 - 1}"),
+    (a.tile_batch is None or a.tile_batch >= 1, f"tile-batch {a.tile_batch}: must be at least 1"),
+    (a.autoencoder_tile >= 64, f"autoencoder-tile {a.autoencoder_tile}: must be at least 64 pixels"),
+  ):
+    if not ok:
+      raise ValueError(message)
+
+
+def _reason(error: Exception, job: Job) -> str:
+  """What went wrong with a picture, in one line."""
+  if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+    return "out of memory; try a smaller --tile-batch or --autoencoder-tile"
+  return " ".join(str(error).removeprefix(f"{job.source}: ").split())
