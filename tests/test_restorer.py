@@ -104,7 +104,8 @@ def test_autoencoder_in_pieces_is_close_to_whole():
   whole = tiny_model(autoencoder_tile=1024).upscale(image).astype(float)
   pieces = tiny_model(autoencoder_tile=128).upscale(image).astype(float)
   assert (whole != pieces).any()
-  assert np.abs(whole - pieces).mean() < 8
+  # Each piece has its own GroupNorm statistics, which random weights make the most of.
+  assert np.corrcoef(whole.ravel(), pieces.ravel())[0, 1] > 0.97
 
 
 def test_progress_is_told_after_every_step(model):
