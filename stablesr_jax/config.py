@@ -187,7 +187,7 @@ class SamplingConfig:
     check(self.guidance_scale >= 0, "guidance_scale", "must not be negative")
     check(0 <= self.fidelity_weight <= 1, "fidelity_weight", "must be 0 to 1")
     check(self.color_fix in ("adain", "wavelet", "none"), "color_fix", "choose adain, wavelet or none")
-    check(self.tile_size >= 8, "tile_size", "must be at least 8 latent pixels")
+    check(self.tile_size > 0 and self.tile_size % 8 == 0, "tile_size", "must be a multiple of 8 latent pixels")
     check(0 <= self.tile_overlap < self.tile_size, "tile_overlap", f"must be 0 to {self.tile_size - 1}")
 
 

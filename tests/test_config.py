@@ -46,7 +46,8 @@ def test_wrong_json_names_the_key(values, message):
     ("guidance_scale", -1),
     ("fidelity_weight", 1.1),
     ("color_fix", "hsv"),
-    ("tile_size", 4),
+    ("tile_size", 0),
+    ("tile_size", 60),
     ("tile_overlap", 64),
   ],
 )
