@@ -36,24 +36,23 @@ def test_respaced_schedule(steps):
   np.testing.assert_array_equal(ours.posterior_log_variance, data[f"post_log_var_{steps}"])
 
 
-def run(small, data, steps: samplers.Steps, *, tile: int, overlap: int, batch: int = 1) -> jax.Array:
-  """Samples as the restorer does, with the given start and noise."""
-  mesh = data_mesh(jax.devices()[:1])
-  denoiser = Denoiser(small.config, small.params, ComputeConfig(), mesh, batch)
-  prompts = [data["context"][0]]
-  scale = float(data.get("guidance", 1.0))
+def denoiser_and_conditions(small, data, steps: samplers.Steps, batch: int):
+  """The restorer's denoiser for the answers' prompts and guidance."""
+  denoiser = Denoiser(small.config, small.params, ComputeConfig(), data_mesh(jax.devices()[:1]), batch)
+  prompts, scale = [data["context"][0]], float(data.get("guidance", 1.0))
   if scale != 1:
     prompts.append(data["negative"][0])
-  [result] = denoiser.sample(
-    [nhwc(data["x_T"])[0]],
-    [nhwc(data["lr_latent"])[0]],
-    lambda k, i: nhwc(data[f"noise_{i}"])[0],
-    steps,
-    denoiser.condition(steps, jnp.stack(prompts), scale),
-    tile=tile,
-    overlap=overlap,
-  )
-  return result[None]
+  return denoiser, denoiser.condition(steps, jnp.stack(prompts), scale)
+
+
+def run_whole(small, data, steps: samplers.Steps) -> jax.Array:
+  """Samples with the whole latent, of any shape, as one tile, from the given start and with the given noise."""
+  denoiser, conditions = denoiser_and_conditions(small, data, steps, len(data["x_T"]))
+  x, lr = nhwc(data["x_T"]), nhwc(data["lr_latent"])
+  for i in range(len(steps.timesteps)):
+    prediction = denoiser._predict(denoiser._params, x, lr, jnp.int32(i), conditions)
+    x = samplers.step(x, prediction, nhwc(data[f"noise_{i}"]), samplers.Steps(*(column[i] for column in steps)))
+  return x
 
 
 @pytest.mark.parametrize("name", names("small_ddpm_*"))
@@ -64,7 +63,7 @@ def test_ddpm(small, name):
   start = schedule.q_sample(data["lr_latent"], data["noise0"], *(t[-1] for t in schedule.signal_and_noise(config)))
   assert relative_error(start, data["x_T"]) <= 1e-5
   steps = samplers.ddpm(config, schedule.respaced_timesteps(int(data["steps"])))
-  result = run(small, data, steps, tile=data["x_T"].shape[-1], overlap=0)
+  result = run_whole(small, data, steps)
   assert relative_error(result, nhwc(data["result"])) <= 1e-3
 
 
@@ -78,7 +77,7 @@ def test_ddim(small, name):
   steps = samplers.ddim(config, timesteps, float(data["eta"]))
   np.testing.assert_allclose(steps.x_from_noise[::-1], data["sigmas"], rtol=1e-5, atol=1e-7)
   # The answers draw noise_0 at the first, noisiest step.
-  result = run(small, data, steps, tile=data["x_T"].shape[-1], overlap=0)
+  result = run_whole(small, data, steps)
   assert relative_error(result, nhwc(data["result"])) <= 1e-3
 
 
@@ -86,8 +85,17 @@ def test_ddim(small, name):
 def test_aggregation_sampling(small, batch):
   data = load("small_canvas_ddpm")
   steps = samplers.ddpm(DiffusionConfig(), schedule.respaced_timesteps(int(data["steps"])))
-  result = run(small, data, steps, tile=int(data["tile"]), overlap=int(data["overlap"]), batch=batch)
-  assert relative_error(result, nhwc(data["result"])) <= 1e-3
+  denoiser, conditions = denoiser_and_conditions(small, data, steps, batch)
+  [result] = denoiser.sample(
+    [nhwc(data["x_T"])[0]],
+    [nhwc(data["lr_latent"])[0]],
+    lambda k, i: nhwc(data[f"noise_{i}"])[0],
+    steps,
+    conditions,
+    tile=int(data["tile"]),
+    overlap=int(data["overlap"]),
+  )
+  assert relative_error(result[None], nhwc(data["result"])) <= 1e-3
 
 
 def test_tile_weights():
