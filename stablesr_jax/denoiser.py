@@ -112,11 +112,11 @@ class Denoiser:
     Raises:
       ValueError: a canvas is smaller than a tile.
     """
-    starts = [tiling.grid(x.shape[0], x.shape[1], tile, overlap) for x in latents]
-    weights = tiling.gaussian_weights(tile)
-    batch = self._batch(sum(map(len, starts)))
     # Canvas-sized work is replicated: it is little, and every device then has what its tiles need.
     place = functools.partial(jax.device_put, device=replicated(self._mesh))
+    starts = [place(tiling.grid(x.shape[0], x.shape[1], tile, overlap)) for x in latents]
+    weights = place(tiling.gaussian_weights(tile))
+    batch = self._batch(sum(map(len, starts)))
     canvases = [place(x) for x in latents]
     lr_tiles = _chunks([tiling.split(place(lr), at, tile) for lr, at in zip(lr_latents, starts, strict=True)], batch)
     for i in range(len(steps.timesteps)):
