@@ -123,6 +123,27 @@ class RRDBNetConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DiscriminatorConfig:
+  """The patch discriminator of the autoencoder's and CFW's training (defaults: 70x70 pixels a patch).
+
+  Attributes:
+    layers: strided convolutions, each of which halves the resolution.
+    max_multiplier: the widest layer has this many times `width` channels.
+  """
+
+  width: int = 64
+  layers: int = 3
+  max_multiplier: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class LPIPSConfig:
+  """The perceptual distance's VGG16, `width` channels in its first stage and 8 times as many in its last."""
+
+  width: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
   """The forward process and what the network predicts."""
 
