@@ -14,9 +14,10 @@ from stablesr_jax import config as configs
 from stablesr_jax.checkpoints import names
 from stablesr_jax.checkpoints.layout import to_ours
 from stablesr_jax.checkpoints.sources import KINDS, DiffusersFolder, Source, by_priority, ignored_reason, open_source
-from stablesr_jax.checkpoints.store import NULL_PROMPT, Manifest, ModelWriter
-from stablesr_jax.config import ModelConfig, Prediction, RRDBNetConfig, SamplingConfig
-from stablesr_jax.models.components import COMPONENTS, abstract_params, flat, modules
+from stablesr_jax.checkpoints.store import LPIPS_PART, NULL_PROMPT, LPIPSManifest, Manifest, ModelWriter
+from stablesr_jax.config import LPIPSConfig, ModelConfig, Prediction, RRDBNetConfig, SamplingConfig
+from stablesr_jax.models import lpips
+from stablesr_jax.models.components import COMPONENTS, Params, abstract_params, flat, modules
 from stablesr_jax.tokenizer import tokenize
 
 Report = Callable[[str], None]
@@ -30,8 +31,8 @@ def convert(
   prediction: Prediction | None = None,
   dtype: str = "float32",
   report: Report = print,
-) -> Manifest:
-  """Combines checkpoints into one converted model.
+) -> Manifest | LPIPSManifest:
+  """Combines checkpoints into one converted model, or LPIPS's two files into a folder of its own.
 
   Every tensor of the inputs is used, or named in the report as left out; every parameter of the model is filled.
 
@@ -46,18 +47,26 @@ def convert(
 
   Raises:
     ValueError, FileNotFoundError: an input cannot be read or is nothing known, two are of one kind, a tensor has
-      the wrong shape, or a parameter remains unfilled.
+      the wrong shape, a parameter remains unfilled, or LPIPS's files are among a model's.
   """
   sources = by_priority([open_source(path) for path in inputs])
   for source in sources:
     report(f"{source.path.name}: {KINDS[source.kind].title}")
+  if any(LPIPS_PART in KINDS[source.kind].parts for source in sources):
+    if architecture is not None or prediction is not None:
+      raise ValueError("LPIPS has neither an architecture nor a prediction to choose")
+    return _convert_lpips(sources, output, dtype, report)
   config = describe(sources, architecture)
   config = dataclasses.replace(
     config,
     diffusion=dataclasses.replace(config.diffusion, prediction=prediction or _guess_prediction(sources)),
   )
   used: dict[pathlib.Path, set[str]] = {source.path: set() for source in sources}
-  plans = {part: _plan(part, config, sources) for part in COMPONENTS if getattr(config, part) is not None}
+  plans = {
+    part: _plan(part, getattr(config, part), abstract_params(config, part), sources)
+    for part in COMPONENTS
+    if getattr(config, part) is not None
+  }
   writer = ModelWriter(output)
   try:
     for part, plan in plans.items():
@@ -65,7 +74,7 @@ def convert(
       if part == "text_encoder":
         writer.write(NULL_PROMPT, {NULL_PROMPT: _null_prompt(config, params)})
       writer.write(part, params)
-      report(f"{part}: {sum(a.size for a in jax.tree.leaves(params)) / 1e6:.1f} M parameters")
+      _report_size(part, params, report)
       del params
     if config.text_encoder is None and config.unet is not None:
       report("no text encoder in the inputs: the null prompt's embedding is zeros, and prompts cannot be used")
@@ -86,6 +95,31 @@ def convert(
   for part in ("unet", "time_aware_encoder", "autoencoder"):
     if getattr(config, part) is None:
       report(f"note: without a {part.replace('_', ' ')} this model cannot restore pictures yet")
+  return manifest
+
+
+def _convert_lpips(sources: Sequence[Source], output: pathlib.Path, dtype: str, report: Report) -> LPIPSManifest:
+  for source in sources:
+    if LPIPS_PART not in KINDS[source.kind].parts:
+      raise ValueError(f"{source.path}: {KINDS[source.kind].title}; LPIPS has a folder of its own, convert it alone")
+  name_map = KINDS[sources[0].kind].parts[LPIPS_PART][1](LPIPSConfig())
+  [first] = names.leaf_names(name_map, "stage_0/conv_0/kernel")  # what the first source is recognised by, too
+  config = LPIPSConfig(width=sources[0].tensors.shape(first)[0])
+  used: dict[pathlib.Path, set[str]] = {source.path: set() for source in sources}
+  plan = _plan(LPIPS_PART, config, lpips.abstract_params(config), sources)
+  writer = ModelWriter(output)
+  try:
+    params = _fill(plan, dtype, used)
+    writer.write(LPIPS_PART, params)
+    _report_size(LPIPS_PART, params, report)
+    for source in sources:
+      _report_left_out(source, used[source.path], report)
+    provenance = tuple(source.provenance() for source in sources)
+    manifest = LPIPSManifest(name="lpips-vgg16", lpips=config, dtype=dtype, sources=provenance)
+    writer.commit(manifest)
+  except BaseException:
+    writer.discard()
+    raise
   return manifest
 
 
@@ -156,15 +190,20 @@ class _Leaf:
   keys: tuple[str, ...]
 
 
-def _plan(part: str, config: ModelConfig, sources: Sequence[Source]) -> dict[str, _Leaf]:
-  """Where each parameter of a part comes from; all shapes are checked before anything is read."""
+def _plan(part: str, sizes: Any, abstract: Params, sources: Sequence[Source]) -> dict[str, _Leaf]:
+  """Where each parameter of a part comes from; all shapes are checked before anything is read.
+
+  Args:
+    sizes: the part's config.
+    abstract: the part's parameters as shapes.
+  """
   candidates = []
   for source in sources:
     if part in KINDS[source.kind].parts:
       prefix, name_map = KINDS[source.kind].parts[part]
-      candidates.append((source, prefix, name_map(getattr(config, part))))
+      candidates.append((source, prefix, name_map(sizes)))
   plan, missing = {}, []
-  for path, leaf in flat(abstract_params(config, part)).items():
+  for path, leaf in flat(abstract).items():
     for source, prefix, name_map in candidates:
       try:
         keys = tuple(prefix + name for name in names.leaf_names(name_map, path))
@@ -220,6 +259,10 @@ def _null_prompt(config: ModelConfig, params: Any) -> np.ndarray:
   encoder = modules(config)["text_encoder"]
   params = jax.tree.map(lambda a: a.astype(np.float32), params)
   return np.asarray(jax.jit(encoder.apply)({"params": params}, tokenize([""]))[0])
+
+
+def _report_size(part: str, params: Params, report: Report) -> None:
+  report(f"{part}: {sum(a.size for a in jax.tree.leaves(params)) / 1e6:.1f} M parameters")
 
 
 def _report_left_out(source: Source, used: set[str], report: Report) -> None:

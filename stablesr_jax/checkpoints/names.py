@@ -5,8 +5,11 @@ checkpoint ("input_blocks.1.0.in_layers.2"). Where another layout splits what is
 tuple, joined along the output axis. A layer's leaves follow from `LEAVES`.
 """
 
+from collections.abc import Callable
+
 from stablesr_jax.config import (
   AutoencoderConfig,
+  LPIPSConfig,
   RRDBNetConfig,
   TextEncoderConfig,
   TimeAwareEncoderConfig,
@@ -62,6 +65,8 @@ _ENCODER_ATTENTION = {"norm": "norm", "qkv": "qkv", "out": "proj_out"}
 _PIXEL_ATTENTION = {"norm": "norm", "q": "q", "k": "k", "v": "v", "out": "proj_out"}
 _DIFFUSERS_PIXEL_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
 _DENSE_BLOCK = {f"conv{i}": f"conv{i}" for i in range(1, 6)}
+# The convolutions' places in torchvision's list of VGG16's layers, by stage.
+_VGG16 = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 
 
 def _join(ours: str, theirs: str, names: Names | dict[str, str]) -> Names:
@@ -259,6 +264,24 @@ def rrdbnet(config: RRDBNetConfig) -> Names:
   names: Names = {layer: layer for layer in layers}
   for i in range(config.blocks):
     names |= _rrdb(f"body_{i}/", f"body.{i}.")
+  return names
+
+
+def lpips(config: LPIPSConfig) -> Names:
+  """LPIPS in two files: torchvision's VGG16, and the linear heads that the lpips package ships."""
+  return _lpips(lambda stage: "features.")
+
+
+def lpips_whole(config: LPIPSConfig) -> Names:
+  """LPIPS as the lpips package's own module with VGG16 is saved."""
+  return _lpips(lambda stage: f"net.slice{stage + 1}.")
+
+
+def _lpips(prefix: Callable[[int], str]) -> Names:
+  names: Names = {}
+  for stage, places in enumerate(_VGG16):
+    names |= {f"stage_{stage}/conv_{i}": f"{prefix(stage)}{place}" for i, place in enumerate(places)}
+    names[f"head_{stage}"] = f"lin{stage}.model.1"
   return names
 
 

@@ -104,6 +104,22 @@ KINDS = {
     _has("conv_first.weight", "body.0.rdb1.conv1.weight", "conv_up1.weight"),
     {"precleaner": ("", names.rrdbnet)},
   ),
+  "lpips": Kind(
+    "LPIPS with VGG16", _has("net.slice1.0.weight", "lin0.model.1.weight"), {"lpips": ("", names.lpips_whole)}
+  ),
+  "vgg16": Kind(
+    "VGG16",
+    # VGG16 with BatchNorm has no convolution 2, VGG19 none at 17.
+    _has("features.0.weight", "features.2.weight", "features.17.weight", "features.28.weight"),
+    {"lpips": ("", names.lpips)},
+    (frozenset({"lpips_heads"}), "add LPIPS's linear heads, which the lpips package holds: weights/v0.1/vgg.pth"),
+  ),
+  "lpips_heads": Kind(
+    "LPIPS's linear heads",
+    _without(_has("lin0.model.1.weight", "lin4.model.1.weight"), "net.slice1.0.weight"),
+    {"lpips": ("", names.lpips)},
+    (frozenset({"vgg16"}), "add torchvision's VGG16: vgg16-397923af.pth"),
+  ),
 }
 
 # Keys that no model needs, and why.
@@ -118,6 +134,9 @@ IGNORED = {
   r"(.*\.)?position_ids|text_encoder/text_projection.*": "parts of CLIP that no text embedding needs",
   r"loss\..*|first_stage_model\.loss\..*": "training losses",
   r"model_ema\..*": "averaged copies beside the weights",
+  r"classifier\.[036]\.(weight|bias)": "VGG16's classifier, which LPIPS does not use",
+  r"lins\.\d\.model\.1\.weight": "second names of the linear heads",
+  r"scaling_layer\.(shift|scale)": "LPIPS's constants",
 }
 
 

@@ -12,12 +12,14 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from stablesr_jax.config import ModelConfig, SamplingConfig, from_json, to_json
+from stablesr_jax.config import ComputeConfig, LPIPSConfig, ModelConfig, SamplingConfig, from_json, to_json
+from stablesr_jax.models import lpips
 from stablesr_jax.models.components import COMPONENTS, Params, abstract_params
 
 FORMAT = 1
 MANIFEST = "model.json"
 NULL_PROMPT = "null_prompt"
+LPIPS_PART = "lpips"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,17 @@ class Manifest:
   name: str
   architecture: ModelConfig
   sampling: SamplingConfig = SamplingConfig()
+  dtype: str = "float32"
+  sources: tuple[dict[str, str], ...] = ()
+  format: int = FORMAT
+
+
+@dataclasses.dataclass(frozen=True)
+class LPIPSManifest:
+  """What `model.json` says in the folder of an LPIPS network; the fields are as in `Manifest`."""
+
+  name: str
+  lpips: LPIPSConfig
   dtype: str = "float32"
   sources: tuple[dict[str, str], ...] = ()
   format: int = FORMAT
@@ -63,10 +76,19 @@ class ModelWriter:
     context.array.saving.use_compression = False  # weights do not compress; this halves the time
     context.memory.deepcopy_host_arrays = False
     context.memory.write_concurrent_bytes = 1 << 28
+    if jax.process_count() > 1:  # one process writes; the others are not waited for
+      me = jax.process_index()
+      context.multiprocessing = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix="model_writer"
+      )
     with context:
       ocp.save(str(self._partial / part), params)
 
-  def commit(self, manifest: Manifest) -> None:
+  def copy(self, part: str, source: pathlib.Path) -> None:
+    """Takes one part over from another model's folder."""
+    shutil.copytree(source, self._partial / part)
+
+  def commit(self, manifest: Manifest | LPIPSManifest) -> None:
     """Writes `model.json` and moves the folder into place; an earlier model there is replaced."""
     (self._partial / MANIFEST).write_text(json.dumps(to_json(manifest), indent=2) + "\n")
     replaced = self.path.with_name(f".{self.path.name}.replaced")
@@ -87,7 +109,13 @@ def read_manifest(path: str | os.PathLike) -> Manifest:
   Raises:
     ValueError: the folder is no converted model, or its manifest does not fit this version; one line, named.
   """
-  path = pathlib.Path(path)
+  values = _read_json(pathlib.Path(path))
+  if LPIPS_PART in values:
+    raise ValueError(f"{path}: an LPIPS network, not a StableSR model")
+  return from_json(Manifest, values, str(pathlib.Path(path) / MANIFEST))
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
   file = path / MANIFEST
   if not path.exists():
     raise ValueError(f"{path}: no such model folder")
@@ -98,9 +126,11 @@ def read_manifest(path: str | os.PathLike) -> Manifest:
     values = json.loads(file.read_text())
   except (UnicodeDecodeError, json.JSONDecodeError) as error:
     raise ValueError(f"{file}: not valid JSON ({error})") from None
-  if isinstance(values, dict) and values.get("format") != FORMAT:
+  if not isinstance(values, dict):
+    raise ValueError(f"{file}: expected an object, found {type(values).__name__}")
+  if values.get("format") != FORMAT:
     raise ValueError(f"{file}: format {values.get('format')!r} is not known to this version, which reads {FORMAT}")
-  return from_json(Manifest, values, str(file))
+  return values
 
 
 def load_params(
@@ -122,25 +152,55 @@ def load_params(
     ValueError: a part is absent, damaged or of another architecture than `model.json` says.
   """
   path = pathlib.Path(path).resolve()
-  sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
   loaded = {}
   for part in parts:
     if part in COMPONENTS:
       if getattr(manifest.architecture, part) is None:
         raise ValueError(f"{path}: this model has no {part.replace('_', ' ')}")
-      abstract = abstract_params(manifest.architecture, part)
+      loaded[part] = _load(path / part, abstract_params(manifest.architecture, part), dtype, sharding)
     else:
       if manifest.architecture.unet is None:
         raise ValueError(f"{path}: this model has no unet")
-      abstract = jax.ShapeDtypeStruct((77, manifest.architecture.unet.context_dim), np.float32)
-    target = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, np.dtype(dtype), sharding=sharding), abstract)
-    try:
-      loaded[part] = ocp.load(str(path / part), {part: target} if part == NULL_PROMPT else target)
-    except Exception as error:  # Orbax's errors are many and long; the first line says what is wrong.
-      raise ValueError(f"{path / part}: cannot be loaded: {_first_line(error)}") from None
-    if part == NULL_PROMPT:
-      loaded[part] = loaded[part][part]
+      abstract = {part: jax.ShapeDtypeStruct((77, manifest.architecture.unet.context_dim), np.float32)}
+      loaded[part] = _load(path / part, abstract, dtype, sharding)[part]
   return loaded
+
+
+def load_lpips(
+  path: str | os.PathLike,
+  compute: ComputeConfig = ComputeConfig(),
+  *,
+  sharding: jax.sharding.Sharding | None = None,
+) -> tuple[lpips.LPIPS, Params]:
+  """Loads a converted LPIPS network; `module.apply({"params": params}, a, b)` gives distances.
+
+  Args:
+    compute: how the module computes.
+    sharding: of every parameter; by default the first device.
+
+  Returns:
+    The module and its parameters, float32.
+
+  Raises:
+    ValueError: the folder holds no LPIPS network, or a damaged one.
+  """
+  path = pathlib.Path(path).resolve()
+  values = _read_json(path)
+  if LPIPS_PART not in values:
+    raise ValueError(f"{path}: a StableSR model, not an LPIPS network")
+  config = from_json(LPIPSManifest, values, str(path / MANIFEST)).lpips
+  params = _load(path / LPIPS_PART, lpips.abstract_params(config), "float32", sharding)
+  return lpips.LPIPS(config, compute), params
+
+
+def _load(path: pathlib.Path, abstract: Params, dtype: str, sharding: jax.sharding.Sharding | None) -> Params:
+  """The tree `abstract`, in shapes alone, from one Orbax checkpoint."""
+  sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  target = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, np.dtype(dtype), sharding=sharding), abstract)
+  try:
+    return ocp.load(str(path), target)
+  except Exception as error:  # Orbax's errors are many and long; the first line says what is wrong.
+    raise ValueError(f"{path}: cannot be loaded: {_first_line(error)}") from None
 
 
 def _first_line(error: Any) -> str:

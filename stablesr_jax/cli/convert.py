@@ -24,6 +24,10 @@ class Arguments:
 
       python convert_weights.py --input stablesr_000117.ckpt vqgan_cfw_00011.ckpt --output models/stablesr_512
 
+  LPIPS, which training compares pictures by, is made from torchvision's VGG16 and the lpips package's heads:
+
+      python convert_weights.py --input vgg16-397923af.pth vgg.pth --output models/lpips
+
   No code in a file is ever run.
   """
 
