@@ -44,6 +44,8 @@ class UNetConfig:
     attention_levels: levels with transformer blocks; the middle block always has one.
     conditioning: "sft" (the paper), "add" (the ablation: the encoder's map is added), "none" (plain Stable Diffusion).
     structure_channels: channels of the time-aware encoder's maps.
+    norm_groups: of every GroupNorm. Narrow networks need fewer than 32: groups of one or two channels forget how
+      bright and how strong each feature is.
   """
 
   channels: int = 320
@@ -56,6 +58,7 @@ class UNetConfig:
   conditioning: Conditioning = "sft"
   structure_channels: int = 256
   sft_hidden_channels: int = 128
+  norm_groups: int = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +67,7 @@ class TimeAwareEncoderConfig:
 
   Attributes:
     time_aware: False is the paper's ablation: no time embedding anywhere in the encoder.
+    norm_groups: of every GroupNorm.
   """
 
   channels: int = 256
@@ -74,6 +78,7 @@ class TimeAwareEncoderConfig:
   latent_channels: int = 4
   out_channels: int = 256
   time_aware: bool = True
+  norm_groups: int = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +87,9 @@ class AutoencoderConfig:
 
   Attributes:
     scale_factor: the diffusion's latent is `scale_factor * z`.
+    attention: whether all pixels of a latent attend to each other in the middle of encoder and decoder; without it
+      the cost grows only linearly with the picture.
+    norm_groups: of every GroupNorm.
     cfw: whether the decoder has CFW blocks.
     cfw_growth, cfw_blocks: growth channels and number of the RRDB blocks in each.
   """
@@ -91,6 +99,8 @@ class AutoencoderConfig:
   blocks_per_level: int = 2
   latent_channels: int = 4
   scale_factor: float = 0.18215
+  attention: bool = True
+  norm_groups: int = 32
   cfw: bool = True
   cfw_growth: int = 32
   cfw_blocks: int = 2
@@ -233,22 +243,30 @@ def small() -> ModelConfig:
 
 
 def tiny() -> ModelConfig:
-  """The same family, small enough to ship and to run fast on a CPU."""
+  """The same family, small enough to ship and to run fast on a CPU: the embedded model."""
   return ModelConfig(
     unet=UNetConfig(
       channels=64,
       channel_multipliers=(1, 2, 2),
       blocks_per_level=1,
-      attention_levels=(1, 2),
+      attention_levels=(2,),
       head_channels=32,
       context_dim=64,
       structure_channels=32,
       sft_hidden_channels=32,
+      norm_groups=8,
     ),
     time_aware_encoder=TimeAwareEncoderConfig(
-      channels=32, channel_multipliers=(1, 2, 2), blocks_per_level=1, attention_levels=(1, 2), out_channels=32
+      channels=32,
+      channel_multipliers=(1, 2, 2),
+      blocks_per_level=1,
+      attention_levels=(2,),
+      out_channels=32,
+      norm_groups=4,
     ),
-    autoencoder=AutoencoderConfig(channels=32, channel_multipliers=(1, 2, 4), blocks_per_level=1, cfw_growth=16),
+    autoencoder=AutoencoderConfig(
+      channels=32, channel_multipliers=(1, 1, 2), blocks_per_level=1, attention=False, norm_groups=4, cfw_growth=16
+    ),
     text_encoder=None,
   )
 

@@ -1,9 +1,30 @@
 """The mesh of devices and how arrays lie on it."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+
+# What tells a process that it is one of several, for clusters where JAX finds out the rest by itself.
+_CLUSTER_VARIABLES = {"SLURM_NTASKS": "1", "OMPI_COMM_WORLD_SIZE": "1", "JAX_COORDINATOR_ADDRESS": ""}
+
+
+def connect(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+  """Joins the run's other processes, if there are any; call it before anything that uses a device.
+
+  Args:
+    coordinator: "host:port" of the first process. Under Slurm, Open MPI and on TPU pods all three are found out.
+
+  Raises:
+    ValueError: only some of the arguments are given.
+  """
+  given = [value is not None for value in (coordinator, processes, process)]
+  if any(given) and not all(given):
+    raise ValueError("coordinator, processes and process: give all three or none")
+  pod = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+  if all(given) or pod or any(os.environ.get(name, one) != one for name, one in _CLUSTER_VARIABLES.items()):
+    jax.distributed.initialize(coordinator, processes, process)
 
 
 def data_mesh(devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:

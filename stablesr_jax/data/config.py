@@ -4,10 +4,10 @@ import dataclasses
 import math
 from typing import Literal
 
-Kind = Literal["folder", "pairs", "tfds", "tfds_pairs", "packed"]
+Kind = Literal["folder", "pairs", "tfds", "tfds_pairs", "packed", "cfw_set"]
 SmallImages = Literal["pad", "skip", "resize"]
 
-_KINDS = ("folder", "pairs", "tfds", "tfds_pairs", "packed")
+_KINDS = ("folder", "pairs", "tfds", "tfds_pairs", "packed", "cfw_set")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,7 @@ class SourceConfig:
   Attributes:
     kind: "folder" (images, also in its subfolders), "pairs" (HR folders and LR folders), "tfds" (the feature `image`,
       or else `hr`, of a TensorFlow Dataset), "tfds_pairs" (its features `hr` and `lr`), "packed" (files written by
-      `pack_images`).
+      `pack_images`), "cfw_set" (folders that a cfw_data run wrote, for training CFW alone; taken as they are).
     path: folders, HR folders, dataset names or folders of prepared datasets, or files.
     lr_path: for "pairs" only, the LR folder of each HR folder in `path`.
     split: of TensorFlow Datasets, "train[:90%]" for instance.
@@ -88,6 +88,8 @@ class DataConfig:
     _check(self, "sources", ok, "must be a tuple of one or more SourceConfig")
     if len({source.paired for source in sources}) > 1:
       raise ValueError(f"sources {[s.kind for s in sources]!r}: single images and pairs cannot be mixed")
+    if len({source.kind == "cfw_set" for source in sources}) > 1:
+      raise ValueError(f"sources {[s.kind for s in sources]!r}: a cfw_set cannot be mixed with images")
     if len({source.weight is None for source in sources}) > 1:
       raise ValueError(f"sources: weight {[s.weight for s in sources]!r}: give it for all sources or for none")
     _check(self, "scale", self.scale >= 1, "must be at least 1")

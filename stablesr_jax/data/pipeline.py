@@ -168,7 +168,10 @@ class _Sampler:
         bad.append(line)
         continue
       try:
-        hr, lr = _decode(self._sources[k][candidate], self._config)
+        found = self._sources[k][candidate]
+        if found.sample is not None:
+          return {**_ready(found, self._config), "bad": tuple(bad)}
+        hr, lr = _decode(found, self._config)
       except ValueError as error:
         self._known_bad[k, candidate] = line = str(error)
         bad.append(line)
@@ -183,6 +186,19 @@ class _Sampler:
     count = len(self._sources[k])
     start = int(rng.integers(count))
     yield from ((start + i) % count for i in range(count))
+
+
+def _ready(record: Record, config: DataConfig) -> dict[str, np.ndarray]:
+  """A sample that needs no cutting.
+
+  Raises:
+    ValueError: it is not of the crop's size.
+  """
+  assert record.sample is not None
+  height, width = record.sample["hr"].shape[:2]
+  if height != config.crop_size or width != config.crop_size:
+    raise ValueError(f"{record.name}: {width}x{height}, but crop_size is {config.crop_size}")
+  return record.sample
 
 
 def _decode(record: Record, config: DataConfig) -> tuple[np.ndarray, np.ndarray | None]:

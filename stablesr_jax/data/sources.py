@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from stablesr_jax.data import cfw_set
 from stablesr_jax.data.config import SourceConfig
 from stablesr_jax.data.pack import unpack_record
 from stablesr_jax.image_io import IMAGE_SUFFIXES, list_images
@@ -21,11 +22,13 @@ class Record:
     name: what messages call it.
     hr: the bytes of the image file; in a pair, of the high-resolution one.
     lr: the bytes of the low-resolution image file; None if this is no pair.
+    sample: a sample that needs no decoding and cutting, in place of the image files.
   """
 
   name: str
-  hr: bytes
+  hr: bytes = b""
   lr: bytes | None = None
+  sample: dict[str, Any] | None = None
 
 
 class Source(Protocol):
@@ -62,6 +65,8 @@ def open_source(config: SourceConfig, scale: int = 4) -> Source:
       parts = [TfdsSource(path, config) for path in config.path]
     case "packed":
       parts = [PackedSource(path) for path in config.path]
+    case "cfw_set":
+      parts = [CfwSource(path) for path in config.path]
   return parts[0] if len(parts) == 1 else JoinedSource(parts)
 
 
@@ -77,6 +82,20 @@ class FolderSource:
   def __getitem__(self, index: int) -> Record:
     path = self._paths[index]
     return Record(path, _read(path))
+
+
+class CfwSource:
+  """The samples of a CFW set, by number."""
+
+  def __init__(self, folder: str | pathlib.Path):
+    self._paths = [str(path) for path in cfw_set.sample_paths(pathlib.Path(folder))]
+
+  def __len__(self) -> int:
+    return len(self._paths)
+
+  def __getitem__(self, index: int) -> Record:
+    path = self._paths[index]
+    return Record(path, sample=cfw_set.read_sample(path))
 
 
 class PairSource:
@@ -137,7 +156,9 @@ class TfdsSource:
     name = f"{self._name}#{index}"
     try:
       record = self._records[index]
-      return Record(name, *(bytes(record[feature]) for feature in self._features))
+      hr, lr = ([bytes(record[feature]) for feature in self._features] + [None])[:2]
+      assert hr is not None
+      return Record(name, hr, lr)
     except Exception as error:  # Damage raises errors of several kinds.
       raise ValueError(f"{name}: cannot be read ({_first_line(error)})") from None
 

@@ -6,9 +6,11 @@
 So one compiled step serves DDPM and DDIM, eps- and v-prediction, and any number of steps.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from stablesr_jax.config import DiffusionConfig, Prediction, SamplingConfig
@@ -69,6 +71,27 @@ def step(x: jax.Array, prediction: jax.Array, noise: jax.Array, at: Steps) -> ja
   """
   x0 = at.x0_from_x * x + at.x0_from_prediction * prediction
   return at.x_from_x0 * x0 + at.x_from_x * x + at.x_from_noise * noise
+
+
+def run(
+  predict: Callable[[jax.Array, jax.Array], jax.Array],
+  x: jax.Array,
+  steps: Steps,
+  noise: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+  """All steps in one compiled loop.
+
+  Args:
+    predict: the network's output for x (..., h, w, 4) at a timestep () int32.
+    x: the latent at the first, noisiest timestep.
+    noise: standard normal noise of x's shape for the step of that number () int32.
+  """
+
+  def body(x: jax.Array, row: tuple[jax.Array, Steps]) -> tuple[jax.Array, None]:
+    number, at = row
+    return step(x, predict(x, at.timesteps), noise(number), at), None
+
+  return jax.lax.scan(body, x, (jnp.arange(len(steps.timesteps)), steps))[0]
 
 
 def guide(prediction: jax.Array, negative: jax.Array, scale: jax.Array | float) -> jax.Array:

@@ -12,28 +12,38 @@ from stablesr_jax.models.cfw import ControllableFeatureWrapping
 from stablesr_jax.models.layers import Downsample, ResidualBlock, Upsample, conv, group_norm
 
 
+def residual_block(features: int, config: AutoencoderConfig, compute: ComputeConfig, name: str) -> ResidualBlock:
+  """The autoencoder's kind of residual block."""
+  return ResidualBlock(features, compute, epsilon=1e-6, groups=config.norm_groups, name=name)
+
+
 class PixelAttention(nn.Module):
   """Self-attention over all pixels with a single head, added to its input."""
 
+  config: AutoencoderConfig
   compute: ComputeConfig
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     b, height, width, c = x.shape
-    h = group_norm(self.compute, epsilon=1e-6, name="norm")(x).reshape(b, height * width, c)
+    h = group_norm(self.compute, groups=self.config.norm_groups, epsilon=1e-6, name="norm")(x).reshape(
+      b, height * width, c
+    )
     project = lambda name: nn.Dense(c, dtype=self.compute.jax_dtype, name=name)
     q, k, v = (project(name)(h)[:, :, None] for name in ("q", "k", "v"))
     return x + project("out")(attention(q, k, v, self.compute)[:, :, 0]).reshape(x.shape)
 
 
 class Middle(nn.Module):
+  config: AutoencoderConfig
   compute: ComputeConfig
 
   @nn.compact
   def __call__(self, h: jax.Array) -> jax.Array:
-    h = ResidualBlock(h.shape[-1], self.compute, epsilon=1e-6, name="residual_0")(h)
-    h = PixelAttention(self.compute, name="attention")(h)
-    return ResidualBlock(h.shape[-1], self.compute, epsilon=1e-6, name="residual_1")(h)
+    h = residual_block(h.shape[-1], self.config, self.compute, name="residual_0")(h)
+    if self.config.attention:
+      h = PixelAttention(self.config, self.compute, name="attention")(h)
+    return residual_block(h.shape[-1], self.config, self.compute, name="residual_1")(h)
 
 
 class Encoder(nn.Module):
@@ -48,13 +58,13 @@ class Encoder(nn.Module):
     features = []
     for level, multiplier in enumerate(c.channel_multipliers):
       for i in range(c.blocks_per_level):
-        h = ResidualBlock(c.channels * multiplier, compute, epsilon=1e-6, name=f"down_{level}_{i}")(h)
+        h = residual_block(c.channels * multiplier, c, compute, name=f"down_{level}_{i}")(h)
       if 0 < level < last:
         features.append(h)
       if level < last:
         h = Downsample(symmetric=False, compute=compute, name=f"downsample_{level}")(h)
-    h = Middle(compute, name="middle")(h)
-    h = nn.silu(group_norm(compute, epsilon=1e-6, name="norm_out")(h))
+    h = Middle(c, compute, name="middle")(h)
+    h = nn.silu(group_norm(compute, groups=c.norm_groups, epsilon=1e-6, name="norm_out")(h))
     h = conv(2 * c.latent_channels, compute, name="conv_out")(h)
     return conv(2 * c.latent_channels, compute, size=1, name="quant")(h), features
 
@@ -71,18 +81,18 @@ class Decoder(nn.Module):
     last = len(c.channel_multipliers) - 1
     h = conv(c.latent_channels, compute, size=1, name="post_quant")(z)
     h = conv(c.channels * c.channel_multipliers[-1], compute, name="conv_in")(h)
-    h = Middle(compute, name="middle")(h)
+    h = Middle(c, compute, name="middle")(h)
     for level in reversed(range(last + 1)):
       for i in range(c.blocks_per_level + 1):
         width = c.channels * c.channel_multipliers[level]
-        h = ResidualBlock(width, compute, epsilon=1e-6, name=f"up_{level}_{i}")(h)
+        h = residual_block(width, c, compute, name=f"up_{level}_{i}")(h)
       if c.cfw and features is not None and 0 < level < last:
-        wrap = ControllableFeatureWrapping(c.cfw_growth, c.cfw_blocks, compute, name=f"cfw_{level}")
+        wrap = ControllableFeatureWrapping(c.cfw_growth, c.cfw_blocks, compute, c.norm_groups, name=f"cfw_{level}")
         h = wrap(features[level - 1], h, fidelity_weight)
       if level:
         h = Upsample(compute, name=f"upsample_{level}")(h)
     # The last stage is float32: it writes the pixels.
-    h = nn.silu(nn.GroupNorm(32, epsilon=1e-6, dtype=jnp.float32, name="norm_out")(h))
+    h = nn.silu(nn.GroupNorm(c.norm_groups, epsilon=1e-6, dtype=jnp.float32, name="norm_out")(h))
     return conv(3, ComputeConfig(), name="conv_out")(h)
 
 

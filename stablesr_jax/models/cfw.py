@@ -15,14 +15,15 @@ class ControllableFeatureWrapping(nn.Module):
   growth: int
   blocks: int
   compute: ComputeConfig = ComputeConfig()
+  norm_groups: int = 32
 
   @nn.compact
   def __call__(self, encoder_feature: jax.Array, decoder_feature: jax.Array, weight: jax.Array | float) -> jax.Array:
     """Both features (B, H, W, C), weight w in [0, 1] -> (B, H, W, C)."""
     channels = decoder_feature.shape[-1]
     h = jnp.concatenate([encoder_feature, decoder_feature], axis=-1)
-    h = ResidualBlock(channels, self.compute, epsilon=1e-6, name="residual_in")(h)
+    h = ResidualBlock(channels, self.compute, epsilon=1e-6, groups=self.norm_groups, name="residual_in")(h)
     for i in range(self.blocks):
       h = RRDB(self.growth, self.compute, name=f"rrdb_{i}")(h)
-    h = ResidualBlock(channels, self.compute, epsilon=1e-6, name="residual_out")(h)
+    h = ResidualBlock(channels, self.compute, epsilon=1e-6, groups=self.norm_groups, name="residual_out")(h)
     return decoder_feature + jnp.asarray(weight, h.dtype) * h

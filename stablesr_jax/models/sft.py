@@ -12,6 +12,7 @@ class SpatialFeatureTransform(nn.Module):
 
   hidden_channels: int
   compute: ComputeConfig = ComputeConfig()
+  norm_groups: int = 32
 
   @nn.compact
   def __call__(self, h: jax.Array, structure: jax.Array) -> jax.Array:
@@ -19,7 +20,7 @@ class SpatialFeatureTransform(nn.Module):
     shared = nn.relu(conv(self.hidden_channels, self.compute, name="shared")(structure))
     gamma = conv(h.shape[-1], self.compute, zero=True, name="gamma")(shared)
     beta = conv(h.shape[-1], self.compute, zero=True, name="beta")(shared)
-    return group_norm(self.compute, name="norm")(h) * (1 + gamma) + beta
+    return group_norm(self.compute, groups=self.norm_groups, name="norm")(h) * (1 + gamma) + beta
 
 
 class Addition(nn.Module):
@@ -36,7 +37,7 @@ class Addition(nn.Module):
 def modulation(config: UNetConfig, compute: ComputeConfig):
   """What makes the modulation of one residual block, or None for a plain Stable Diffusion UNet."""
   if config.conditioning == "sft":
-    return lambda: SpatialFeatureTransform(config.sft_hidden_channels, compute, name="sft")
+    return lambda: SpatialFeatureTransform(config.sft_hidden_channels, compute, config.norm_groups, name="sft")
   if config.conditioning == "add":
     return lambda: Addition(compute, name="addition")
   return None

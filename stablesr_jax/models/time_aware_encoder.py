@@ -13,11 +13,12 @@ class EncoderBlock(nn.Module):
   features: int
   heads: int  # 0: no attention
   compute: ComputeConfig
+  norm_groups: int = 32
 
   @nn.compact
   def __call__(self, x: jax.Array, time: jax.Array | None) -> jax.Array:
-    h = ResidualBlock(self.features, self.compute, name="residual")(x, time)
-    return SelfAttentionBlock(self.heads, self.compute, name="attention")(h) if self.heads else h
+    h = ResidualBlock(self.features, self.compute, groups=self.norm_groups, name="residual")(x, time)
+    return SelfAttentionBlock(self.heads, self.compute, self.norm_groups, name="attention")(h) if self.heads else h
 
 
 class TimeAwareEncoder(nn.Module):
@@ -33,7 +34,7 @@ class TimeAwareEncoder(nn.Module):
   def setup(self):
     c, compute = self.config, self.compute
     widths = [c.channels * m for m in c.channel_multipliers]
-    block = lambda level, heads: EncoderBlock(widths[level], heads, compute)
+    block = lambda level, heads: EncoderBlock(widths[level], heads, compute, c.norm_groups)
     levels = range(len(widths))
     if c.time_aware:
       self.time_embedding = TimeEmbedding(c.channels, compute)
@@ -43,7 +44,7 @@ class TimeAwareEncoder(nn.Module):
     ]
     self.downsample = [Downsample(compute=compute) for _ in levels[:-1]]
     self.middle = [block(levels[-1], c.heads), block(levels[-1], 0)]
-    self.out = [ResidualBlock(c.out_channels, compute) for _ in levels]
+    self.out = [ResidualBlock(c.out_channels, compute, groups=c.norm_groups) for _ in levels]
 
   def embed_time(self, t: jax.Array) -> jax.Array | None:
     """Timesteps (B,) -> (B, 4 * channels); None if the encoder is not time-aware."""

@@ -69,10 +69,11 @@ class SpatialTransformer(nn.Module):
   channels: int
   head_channels: int
   compute: ComputeConfig
+  norm_groups: int = 32
 
   def setup(self):
     layer_norm = lambda: nn.LayerNorm(epsilon=1e-5, dtype=self.compute.jax_dtype)
-    self.norm = group_norm(self.compute, epsilon=1e-6)
+    self.norm = group_norm(self.compute, groups=self.norm_groups, epsilon=1e-6)
     self.proj_in = nn.Dense(self.channels, dtype=self.compute.jax_dtype)
     self.norm1, self.norm2, self.norm3 = layer_norm(), layer_norm(), layer_norm()
     self.self_attention = SelfAttention(self.head_channels, self.compute)
@@ -98,9 +99,10 @@ class UNetBlock(nn.Module):
   compute: ComputeConfig
 
   def setup(self):
-    self.residual = ResidualBlock(self.features, self.compute, modulate=modulation(self.config, self.compute))
+    c, compute = self.config, self.compute
+    self.residual = ResidualBlock(self.features, compute, groups=c.norm_groups, modulate=modulation(c, compute))
     if self.has_attention:
-      self.transformer = SpatialTransformer(self.features, self.config.head_channels, self.compute)
+      self.transformer = SpatialTransformer(self.features, c.head_channels, compute, c.norm_groups)
 
   def project_context(self, context: jax.Array) -> KeysValues | None:
     return self.transformer.cross_attention.project_context(context) if self.has_attention else None
@@ -134,7 +136,7 @@ class UNet(nn.Module):
     self.middle = [block(levels[-1], True), block(levels[-1], False)]
     self.up = [[block(i, i in c.attention_levels) for _ in range(c.blocks_per_level + 1)] for i in levels]
     self.upsample = [Upsample(compute) for _ in levels[1:]]  # upsample[i] leads from level i + 1 to level i
-    self.norm_out = group_norm(compute)
+    self.norm_out = group_norm(compute, groups=c.norm_groups)
     self.conv_out = conv(c.latent_channels, compute, zero=True)
 
   def _blocks(self) -> list[UNetBlock]:

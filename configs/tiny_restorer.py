@@ -1,0 +1,22 @@
+"""The embedded model's time-aware encoder and SFT, the third of its four stages (the paper's first).
+
+    python train.py --config configs/tiny_restorer.py --workdir runs/tiny_restorer
+
+Any machine: 2 CPU cores and 4 GB of memory. As in the paper but for the size: crops of 128 in place of 512.
+"""
+
+import dataclasses
+
+from configs import tiny_prior
+from stablesr_jax.degradation import PRESETS
+from stablesr_jax.training.config import RestorerStage, TrainConfig
+
+
+def get_config() -> TrainConfig:
+  base = tiny_prior.get_config()
+  return dataclasses.replace(
+    base,
+    stage=RestorerStage(degradation=PRESETS["stablesr_512"]),
+    model_path="runs/tiny_prior/model",
+    steps=900,
+  )

@@ -1,0 +1,116 @@
+"""The command line of `train.py`."""
+
+import dataclasses
+import importlib.util
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from stablesr_jax.cli.common import fail, parse, run
+
+PROG = "train.py"
+_STOPPED = 75  # EX_TEMPFAIL: run it again
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+  """Where a run is kept, and how its processes find each other."""
+
+  workdir: pathlib.Path
+  """the run's folder: checkpoints, metrics, samples, and at the end the model; an earlier run there goes on"""
+  export_only: bool = False
+  """train nothing; write the model as of the last checkpoint"""
+  coordinator: str | None = None
+  """HOST:PORT of the first of several processes; not needed under Slurm, Open MPI or on TPU pods"""
+  processes: int | None = None
+  """how many there are"""
+  process: int | None = None
+  """which one this is, from 0"""
+  compile_cache: str = "auto"
+  """where compiled programs are kept from run to run: auto (the user's cache directory), off, or a folder"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  return run(PROG, lambda: _main(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _main(argv: list[str]) -> int:
+  path, rest = _take_config(argv)
+  arguments = _arguments_of(load_config(path))
+  given: Any = parse(arguments, rest, PROG)
+
+  from stablesr_jax.compilation import enable_cache
+  from stablesr_jax.parallel import connect
+  from stablesr_jax.training.config import CfwDataStage
+
+  connect(given.run.coordinator, given.run.processes, given.run.process)
+  enable_cache(given.run.compile_cache)
+  if isinstance(given.config.stage, CfwDataStage):
+    from stablesr_jax.training.cfw_data import make_cfw_set
+
+    return 0 if make_cfw_set(given.config, given.run.workdir) else _STOPPED
+  from stablesr_jax.training.loop import train
+
+  return 0 if train(given.config, given.run.workdir, export_only=given.run.export_only) else _STOPPED
+
+
+def _take_config(argv: list[str]) -> tuple[pathlib.Path, list[str]]:
+  """The value of --config, and the other arguments: it says what the others can be."""
+  for i, argument in enumerate(argv):
+    if argument == "--config" and i + 1 < len(argv):
+      return pathlib.Path(argv[i + 1]), argv[:i] + argv[i + 2 :]
+    if argument.startswith("--config="):
+      return pathlib.Path(argument.partition("=")[2]), argv[:i] + argv[i + 1 :]
+  if {"-h", "--help"} & set(argv):
+    print(f"usage: {PROG} --config configs/NAME.py --workdir DIR [--FIELD VALUE ...]")
+    print(f"All fields of a config: {PROG} --config configs/NAME.py --help")
+    raise SystemExit(0)
+  fail(PROG, "--config: name a file of configs/, say configs/stablesr_512.py")
+
+
+def load_config(path: pathlib.Path) -> Any:
+  """What `get_config()` of a Python file returns. The file is a program: it is run.
+
+  Raises:
+    ValueError: there is no such file, it fails, or it has no such function.
+  """
+  from stablesr_jax.training.config import TrainConfig
+
+  if not path.is_file():
+    raise ValueError(f"{path}: no such config file")
+  spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
+  if spec is None or spec.loader is None:
+    raise ValueError(f"{path}: not a Python file")
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    config = module.get_config()
+  except AttributeError as error:
+    raise ValueError(f"{path}: {error}" if hasattr(module, "get_config") else f"{path}: has no get_config()") from None
+  except (TypeError, ImportError, SyntaxError, ValueError) as error:
+    raise ValueError(f"{path}: {error}") from None
+  if not isinstance(config, TrainConfig):
+    raise ValueError(f"{path}: get_config() must return a TrainConfig, not {type(config).__name__}")
+  return config
+
+
+def _arguments_of(config: Any) -> type:
+  """A command line with a flag for each field of `config`, its values the defaults."""
+  from stablesr_jax.training.config import TrainConfig
+
+  return dataclasses.make_dataclass(
+    "Arguments",
+    [
+      ("run", Annotated[_Run, tyro.conf.arg(name="")]),
+      (
+        "config",
+        Annotated[tyro.conf.AvoidSubcommands[TrainConfig], tyro.conf.arg(name="")],
+        dataclasses.field(default=config),
+      ),
+    ],
+    frozen=True,
+    namespace={"__doc__": "Trains a stage. Every field of the config can be given here in its place."},
+  )

@@ -1,0 +1,50 @@
+"""The set that CFW is trained on: a file for each sample, made by the trained restorer."""
+
+import pathlib
+
+import numpy as np
+
+SUFFIX = ".npz"
+
+
+def sample_path(folder: pathlib.Path, number: int) -> pathlib.Path:
+  """Where a sample lies; a thousand to a folder."""
+  return folder / f"{number // 1000:04d}" / f"{number:07d}{SUFFIX}"
+
+
+def write_sample(folder: pathlib.Path, number: int, sample: dict[str, np.ndarray]) -> None:
+  """Writes "hr", "sample" (S, S, 3) and "lr" (s, s, 3) uint8, and "latent" (h, w, 4) float32; whole or not at all."""
+  path = sample_path(folder, number)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_suffix(".partial")
+  with partial.open("wb") as file:
+    np.savez_compressed(file, hr=sample["hr"], lr=sample["lr"], latent=sample["latent"], sample=sample["sample"])
+  partial.replace(path)
+
+
+def sample_paths(folder: pathlib.Path) -> list[pathlib.Path]:
+  """All samples in a folder, in order.
+
+  Raises:
+    FileNotFoundError: there is no such folder.
+    ValueError: it holds none.
+  """
+  if not folder.is_dir():
+    raise FileNotFoundError(f"{folder}: no such folder")
+  paths = sorted(folder.rglob(f"*{SUFFIX}"))
+  if not paths:
+    raise ValueError(f"{folder}: holds no samples for CFW (make them with a cfw_data run)")
+  return paths
+
+
+def read_sample(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+  """ "hr", "lr" and "latent" as they were written.
+
+  Raises:
+    ValueError: the file is damaged.
+  """
+  try:
+    with np.load(path, allow_pickle=False) as arrays:
+      return {name: arrays[name] for name in ("hr", "lr", "latent")}
+  except Exception as error:  # of zip, header or keys
+    raise ValueError(f"{path}: damaged ({error})") from None

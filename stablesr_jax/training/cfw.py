@@ -1,0 +1,88 @@
+"""Training controllable feature wrapping (3.2), all else frozen."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from stablesr_jax.diffusion.objective import Means
+from stablesr_jax.models import components
+from stablesr_jax.models.components import Params
+from stablesr_jax.training.config import CfwStage, TrainConfig
+from stablesr_jax.training.reconstruction import ReconstructionLoss
+from stablesr_jax.training.stage import (
+  Batch,
+  Export,
+  apply,
+  computed,
+  enlarge,
+  is_cfw,
+  load,
+  merge,
+  open_model,
+  split,
+  to_unit,
+)
+
+
+class Cfw:
+  """Trains of "autoencoder" the CFW blocks and, for their loss, "discriminator"."""
+
+  def __init__(self, config: TrainConfig, mesh: jax.sharding.Mesh):
+    assert isinstance(config.stage, CfwStage)
+    if config.data.sources[0].kind != "cfw_set":
+      raise ValueError(f"data.sources: {config.data.sources[0].kind}, but CFW is trained on a cfw_set")
+    if config.model.autoencoder is None or not config.model.autoencoder.cfw:
+      raise ValueError("model.autoencoder.cfw: must be true to train it")
+    self._config, self._mesh = config, mesh
+    self._manifest = open_model(config, ("autoencoder",))
+    there = self._manifest.architecture
+    assert there.autoencoder is not None
+    self._autoencoder = dataclasses.replace(config.model.autoencoder, scale_factor=there.autoencoder.scale_factor)
+    self._architecture = dataclasses.replace(there, autoencoder=self._autoencoder)
+    self._module = components.modules(self._architecture, config.compute)["autoencoder"]
+    self._reconstruction = ReconstructionLoss(config.stage, config.compute, mesh)
+    frozen = {"autoencoder": split(self._source(), is_cfw)[1]}
+    self.frozen = computed(frozen, config) | self._reconstruction.frozen
+
+  def init(self, key: jax.Array) -> Params:
+    keys = jax.random.split(key)
+    params = components.init(self._architecture, "autoencoder", keys[0])
+    trained = {"autoencoder": split(params, is_cfw)[0]}
+    return trained | self._reconstruction.init(keys[1], self._config.data.crop_size)
+
+  def pretrained(self) -> Params:
+    return {"autoencoder": split(self._source(), is_cfw)[0]}
+
+  def prepare(self, batch: Batch, keys: jax.Array) -> Batch:
+    hr, low = (batch[name].astype(jnp.float32) / 255 for name in ("hr", "lr"))
+    return {"hr": hr * 2 - 1, "lr": enlarge(low, hr.shape[1:3]) * 2 - 1, "latent": batch["latent"].astype(jnp.float32)}
+
+  def loss(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array, step: Any) -> tuple[jax.Array, Means]:
+    image, count = self._decode(params, frozen, batch, 1.0), jnp.float32(len(keys))
+    loss, logged = self._reconstruction(params, frozen, image, batch["hr"], step)
+    return loss, {"loss": (loss * count, count), **logged}
+
+  def validate(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array) -> dict[str, jax.Array]:
+    decode = lambda w: to_unit(self._decode(params, frozen, batch, w))
+    return {
+      "lr, bicubic": to_unit(batch["lr"]),
+      "w = 0": decode(0.0),
+      "w = 0.5": decode(0.5),
+      "ours": decode(1.0),
+      "hr": to_unit(batch["hr"]),
+    }
+
+  def export(self, params: Params, batch: Batch) -> Export:
+    unchanged = split(self._source(), is_cfw)[1]
+    return Export(self._architecture, {"autoencoder": merge(unchanged, params["autoencoder"])})
+
+  def _source(self) -> Params:
+    return load(self._config, self._manifest, ("autoencoder",), self._mesh)["autoencoder"]
+
+  def _decode(self, params: Params, frozen: Params, batch: Batch, weight: float) -> jax.Array:
+    _, features = apply(self._module, frozen["autoencoder"], batch["lr"], method="encode")
+    z = batch["latent"] / self._autoencoder.scale_factor
+    whole = merge(frozen["autoencoder"], params["autoencoder"])
+    return apply(self._module, whole, z, features, weight, method="decode")

@@ -1,0 +1,95 @@
+"""Orbax checkpoints of the training state with the place in the data."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from stablesr_jax.config import to_json
+from stablesr_jax.training.config import TrainConfig
+
+CONFIG = "config.json"
+
+
+class Checkpoints:
+  """The checkpoints in a run's folder. A context manager: leaving it waits for what is still being written."""
+
+  def __init__(self, folder: pathlib.Path, config: TrainConfig):
+    keep = ocp.training.preservation_policies
+    kept: Any = keep.LatestN(config.keep_last)
+    if config.keep_every:
+      kept = keep.AnyPreservationPolicy([kept, keep.EveryNSteps(config.keep_every)])
+    self._every, self._folder = config.checkpoint_every, folder.resolve() / "checkpoints"
+    self._checkpointer = ocp.training.Checkpointer(
+      str(self._folder),
+      preservation_policy=kept,
+      cleanup_tmp_directories=True,
+    )
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self._checkpointer.close()
+
+  @property
+  def latest(self) -> int | None:
+    """The last whole checkpoint's step."""
+    return None if self._checkpointer.latest is None else self._checkpointer.latest.step
+
+  def path(self, step: int) -> pathlib.Path:
+    return self._folder / str(step)
+
+  def restore(self, abstract: Any, data: Any | None = None) -> Any:
+    """The last state, in the shapes and shardings of `abstract`; `data` is set to its place then.
+
+    Raises:
+      ValueError: it cannot be read, or is not of this architecture.
+    """
+    wanted = {"state": abstract} if data is None else {"state": abstract, "data": data}
+    try:
+      return self._checkpointer.load_checkpointables(self._checkpointer.latest, wanted)["state"]
+    except Exception as error:  # Orbax's errors are many and long; the first line says what is wrong.
+      reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+      raise ValueError(f"{self.path(self.latest or 0)}: cannot be resumed from: {reason}") from None
+
+  def due(self, step: int) -> bool:
+    return step % self._every == 0
+
+  def save(self, step: int, state: Any, data: Any) -> None:
+    """Writes in the background. The arrays may be used up afterwards."""
+    if self.latest != step:
+      self._checkpointer.save_checkpointables_async(step, {"state": state, "data": data}, force=True)
+
+
+def note_config(folder: pathlib.Path, config: TrainConfig) -> list[str]:
+  """Writes `config.json`, and says what changed since the folder's last run.
+
+  Raises:
+    ValueError: the folder has a run of another stage or architecture.
+  """
+  path = folder / CONFIG
+  now = {"stage": type(config.stage).__name__, **json.loads(json.dumps(to_json(config) | {"settings": None}))}
+  now["settings"] = json.loads(json.dumps(to_json(config.stage)))
+  changes = []
+  if path.exists():
+    before = json.loads(path.read_text())
+    changes = list(_changes(before, now))
+    for change in changes:
+      if change.startswith(("stage:", "model.")):
+        raise ValueError(f"{folder}: has another run: {change} (choose another --workdir)")
+  if jax.process_index() == 0:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(now, indent=2) + "\n")
+    partial.replace(path)
+  return changes
+
+
+def _changes(before: Any, now: Any, where: str = "") -> Any:
+  if isinstance(before, dict) and isinstance(now, dict):
+    for name in {**before, **now}:
+      yield from _changes(before.get(name), now.get(name), f"{where}.{name}" if where else name)
+  elif before != now:
+    yield f"{where}: {before} before, {now} now"

@@ -1,0 +1,56 @@
+"""Writes what a stage has trained as a converted model: `infer.py` and the next stage read it."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from stablesr_jax.checkpoints.store import NULL_PROMPT, Manifest, ModelWriter, read_manifest
+from stablesr_jax.models.components import COMPONENTS, Params
+from stablesr_jax.parallel import replicated
+from stablesr_jax.training.config import TrainConfig
+from stablesr_jax.training.stage import Export, TrainedStage
+
+
+def export(
+  stage: TrainedStage, params: Params, batch: Any, config: TrainConfig, mesh: jax.sharding.Mesh, path: pathlib.Path
+) -> None:
+  """Replaces the model folder at `path`, whole or not at all. All processes call it; the first one writes."""
+  whole = jax.jit(lambda p: p, out_shardings=replicated(mesh))(params)  # of sharded parameters, too
+  exported = stage.export(whole, batch)
+  if jax.process_index() == 0:
+    _write(exported, config, path)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("exported")
+
+
+def _write(exported: Export, config: TrainConfig, path: pathlib.Path) -> None:
+  sampling = config.sampling
+  if exported.architecture.autoencoder is not None and not exported.architecture.autoencoder.cfw:
+    sampling = dataclasses.replace(sampling, fidelity_weight=0.0)
+  source = None if config.model_path is None else read_manifest(config.model_path)
+  writer = ModelWriter(path)
+  try:
+    for part, params in exported.params.items():
+      writer.write(part, jax.tree.map(np.asarray, params))
+    for part in _unchanged(source, exported):
+      writer.copy(part, pathlib.Path(str(config.model_path)) / part)
+    sources = () if source is None else source.sources
+    writer.commit(Manifest(path.resolve().parent.name, exported.architecture, sampling, "float32", sources))
+  except BaseException:
+    writer.discard()
+    raise
+
+
+def _unchanged(source: Manifest | None, exported: Export) -> list[str]:
+  """The parts of the starting model that the exported one has, too, as they are."""
+  if source is None:
+    return []
+  there = [part for part in COMPONENTS if getattr(source.architecture, part) is not None]
+  if source.architecture.unet is not None:
+    there.append(NULL_PROMPT)
+  has = lambda part: part == NULL_PROMPT or getattr(exported.architecture, part) is not None
+  return [part for part in there if part not in exported.params and has(part)]

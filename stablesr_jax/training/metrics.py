@@ -1,0 +1,64 @@
+"""Where a run's numbers and pictures go: `metrics.jsonl`, TensorBoard, and PNG grids, all in its folder."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+
+class MetricWriter:
+  """Appends a line for each call to `metrics.jsonl` and the same numbers to TensorBoard's files in `tensorboard/`.
+
+  Lines of steps that a killed run took after its last checkpoint are removed: they come again.
+  """
+
+  def __init__(self, folder: pathlib.Path, start: int):
+    """`start` is the step that the run goes on from."""
+    from tensorboardX import SummaryWriter
+
+    self._folder = folder
+    path = folder / "metrics.jsonl"
+    if path.exists():
+      kept = [line for line in path.read_text().splitlines() if _step(line) <= start]
+      partial = path.with_suffix(".partial")
+      partial.write_text("".join(line + "\n" for line in kept))
+      partial.replace(path)
+    self._file = path.open("a")
+    self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+
+  def write(self, step: int, numbers: Mapping[str, float]) -> None:
+    self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+    self._file.flush()
+    for name, value in numbers.items():
+      self._board.add_scalar(name, value, step)
+
+  def grid(self, step: int, columns: Mapping[str, np.ndarray]) -> pathlib.Path:
+    """Writes `samples/STEP.png`: a row for each picture, a column for each name; all (N, H, W, 3) in [0, 1]."""
+    picture = np.concatenate([np.concatenate(list(images), axis=0) for images in columns.values()], axis=1)
+    path = self._folder / "samples" / f"{step:07d}.png"
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_suffix(".partial")
+    Image.fromarray(np.round(picture * 255).astype(np.uint8)).save(partial, format="PNG")
+    partial.replace(path)
+    return path
+
+  def close(self) -> None:
+    os.fsync(self._file.fileno())
+    self._file.close()
+    self._board.close()
+
+
+def _step(line: str) -> float:
+  """The line's step; a line that was cut off when the run was killed counts as never written."""
+  try:
+    return json.loads(line)["step"]
+  except (ValueError, KeyError, TypeError):
+    return float("inf")
+
+
+def means(total: Mapping[str, Sequence[float]]) -> dict[str, float]:
+  """Sums over counts, those of nothing left out."""
+  return {name: float(value) / float(count) for name, (value, count) in total.items() if float(count) > 0}

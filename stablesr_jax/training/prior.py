@@ -1,0 +1,97 @@
+"""Training a plain latent diffusion model, the prior."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from stablesr_jax.checkpoints.store import NULL_PROMPT
+from stablesr_jax.diffusion import samplers
+from stablesr_jax.diffusion.objective import Means, loss_by_band, noised
+from stablesr_jax.models import components
+from stablesr_jax.models.components import Params
+from stablesr_jax.training.config import TrainConfig
+from stablesr_jax.training.latents import Latents
+from stablesr_jax.training.stage import (
+  Batch,
+  Export,
+  apply,
+  computed,
+  is_modulation,
+  keys_for,
+  load,
+  normal,
+  null_prompt,
+  open_model,
+  split,
+  to_unit,
+)
+
+_POSTERIOR, _NOISE, _TIME = 1, 2, 3
+
+
+class Prior:
+  """Trains "unet", without what steers it; the autoencoder is frozen and there is no prompt but the null prompt."""
+
+  def __init__(self, config: TrainConfig, mesh: jax.sharding.Mesh):
+    if config.model.unet is None:
+      raise ValueError("model.unet: None, but it is what this stage trains")
+    self._config, self._mesh = config, mesh
+    self._manifest = open_model(config, ("autoencoder",))
+    there = self._manifest.architecture
+    assert there.autoencoder is not None
+    self._unet_config = dataclasses.replace(config.model.unet, conditioning="none")
+    self._architecture = dataclasses.replace(
+      there, unet=self._unet_config, time_aware_encoder=None, diffusion=config.model.diffusion
+    )
+    self._unet = components.modules(self._architecture, config.compute)["unet"]
+    self._latents = Latents(there.autoencoder, config.compute)
+    has_prompt = there.unet is not None
+    loaded = load(config, self._manifest, ("autoencoder", NULL_PROMPT) if has_prompt else ("autoencoder",), mesh)
+    if not has_prompt:
+      loaded[NULL_PROMPT] = null_prompt(self._unet_config.context_dim)
+    self.frozen = computed(loaded, config)
+
+  def init(self, key: jax.Array) -> Params:
+    return {"unet": components.init(self._architecture, "unet", key)}
+
+  def pretrained(self) -> Params:
+    if self._manifest.architecture.unet is None:
+      return {}
+    unet = load(self._config, self._manifest, ("unet",), self._mesh)["unet"]
+    return {"unet": split(unet, is_modulation)[1]}
+
+  def prepare(self, batch: Batch, keys: jax.Array) -> Batch:
+    return {"hr": batch["hr"].astype(jnp.float32) / 127.5 - 1}
+
+  def loss(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array, step: Any) -> tuple[jax.Array, Means]:
+    diffusion = self._config.model.diffusion
+    latent = self._latents.encode(frozen["autoencoder"], batch["hr"], keys_for(keys, _POSTERIOR))
+    t = jax.vmap(lambda key: jax.random.randint(key, (), 0, diffusion.steps))(keys_for(keys, _TIME))
+    x, target = noised(diffusion, latent, normal(keys_for(keys, _NOISE), latent.shape[1:]), t)
+    losses = jnp.mean(jnp.square(self._predict(params, frozen, x, t) - target), axis=(1, 2, 3))
+    return losses.mean(), {
+      "loss": (losses.sum(), jnp.float32(len(losses))),
+      **loss_by_band(diffusion, losses, t),
+    }
+
+  def validate(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array) -> dict[str, jax.Array]:
+    """Pictures from nothing, "samples"; there is no image to compare them with."""
+    assert self._config.validation is not None
+    f = self._latents.config.downsampling
+    shape = (*(side // f for side in batch["hr"].shape[1:3]), self._latents.config.latent_channels)
+    noise = lambda number: normal(keys_for(keys, number), shape)
+    predict = lambda x, t: self._predict(params, frozen, x, jnp.broadcast_to(t, len(x)))
+    steps = samplers.plan(self._config.model.diffusion, self._config.validation.sampling)
+    latent = samplers.run(predict, noise(_NOISE), steps, lambda i: noise(10 + i))
+    return {"samples": self._latents.decode(frozen["autoencoder"], latent), "hr": to_unit(batch["hr"])}
+
+  def export(self, params: Params, batch: Batch) -> Export:
+    written = {"unet": params["unet"]}
+    if self._manifest.architecture.unet is None:
+      written[NULL_PROMPT] = {NULL_PROMPT: null_prompt(self._unet_config.context_dim)}
+    return Export(self._architecture, written)
+
+  def _predict(self, params: Params, frozen: Params, x: jax.Array, t: jax.Array) -> jax.Array:
+    return apply(self._unet, params["unet"], x, t, frozen[NULL_PROMPT][None])

@@ -1,0 +1,153 @@
+"""Training the time-aware encoder and SFT on the frozen prior (3.1), the paper's first stage."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from stablesr_jax.checkpoints.store import NULL_PROMPT
+from stablesr_jax.config import SamplingConfig
+from stablesr_jax.diffusion import samplers
+from stablesr_jax.diffusion.objective import Means, loss_by_band, noised
+from stablesr_jax.diffusion.schedule import q_sample, signal_and_noise
+from stablesr_jax.models import components
+from stablesr_jax.models.components import Params
+from stablesr_jax.training.config import CfwDataStage, RestorerStage, TrainConfig
+from stablesr_jax.training.latents import Latents
+from stablesr_jax.training.stage import (
+  Batch,
+  Export,
+  apply,
+  computed,
+  is_modulation,
+  keys_for,
+  load,
+  merge,
+  normal,
+  null_prompt,
+  open_model,
+  prepare_pairs,
+  split,
+  to_unit,
+)
+
+_HR_POSTERIOR, _LR_POSTERIOR, _NOISE, _TIME, _STEPS = 1, 2, 3, 4, 10
+
+
+class Restorer:
+  """Trains "time_aware_encoder" and of "unet" what steers it, or all of it with `train_prior`."""
+
+  def __init__(self, config: TrainConfig, mesh: jax.sharding.Mesh):
+    stage = config.stage
+    assert isinstance(stage, RestorerStage | CfwDataStage)
+    if config.model.unet is None or config.model.time_aware_encoder is None:
+      raise ValueError("model: this stage needs a unet and a time_aware_encoder")
+    if config.model.unet.conditioning == "none":
+      raise ValueError("model.unet.conditioning 'none': a restorer needs sft or add")
+    self._config, self._stage, self._mesh = config, stage, mesh
+    self._train_prior = isinstance(stage, RestorerStage) and stage.train_prior
+    needed = ("autoencoder",) if self._train_prior else ("autoencoder", "unet")
+    if isinstance(stage, CfwDataStage):
+      needed += ("time_aware_encoder",)
+    self._manifest = open_model(config, needed)
+    there = self._manifest.architecture
+    assert there.autoencoder is not None
+    self.architecture = dataclasses.replace(
+      there,
+      unet=config.model.unet,
+      time_aware_encoder=config.model.time_aware_encoder,
+      diffusion=config.model.diffusion,
+    )
+    modules = components.modules(self.architecture, config.compute)
+    self._unet, self._encoder = modules["unet"], modules["time_aware_encoder"]
+    self.latents = Latents(there.autoencoder, config.compute)
+    loaded = load(config, self._manifest, ("autoencoder", *([NULL_PROMPT] if there.unet is not None else [])), mesh)
+    if there.unet is None:
+      loaded[NULL_PROMPT] = null_prompt(config.model.unet.context_dim)
+    loaded["unet"] = {} if self._train_prior else split(self._source_unet(), is_modulation)[1]
+    self.frozen = computed(loaded, config)
+
+  def init(self, key: jax.Array) -> Params:
+    keys = jax.random.split(key)
+    unet = components.init(self.architecture, "unet", keys[0])
+    return {
+      "time_aware_encoder": components.init(self.architecture, "time_aware_encoder", keys[1]),
+      "unet": split(unet, self._is_trained)[0],
+    }
+
+  def pretrained(self) -> Params:
+    there, wanted = self._manifest.architecture, self.architecture
+    found: Params = {}
+    if there.unet is not None:
+      unet = split(self._source_unet(), is_modulation)
+      if there.unet == wanted.unet:
+        found["unet"] = split(merge(*unet), self._is_trained)[0]
+      elif self._train_prior:
+        found["unet"] = unet[1]
+    if there.time_aware_encoder is not None:
+      found |= load(self._config, self._manifest, ("time_aware_encoder",), self._mesh)
+    return found
+
+  def prepare(self, batch: Batch, keys: jax.Array) -> Batch:
+    return prepare_pairs(batch, keys, self._stage.degradation)
+
+  def loss(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array, step: Any) -> tuple[jax.Array, Means]:
+    diffusion = self._config.model.diffusion
+    latent = self.latents.encode(frozen["autoencoder"], batch["hr"], keys_for(keys, _HR_POSTERIOR))
+    low = self.latents.encode(frozen["autoencoder"], batch["lr"], keys_for(keys, _LR_POSTERIOR))
+    t = jax.vmap(lambda key: jax.random.randint(key, (), 0, diffusion.steps))(keys_for(keys, _TIME))
+    x, target = noised(diffusion, latent, normal(keys_for(keys, _NOISE), latent.shape[1:]), t)
+    losses = jnp.mean(jnp.square(self._predict(params, frozen, x, t, low) - target), axis=(1, 2, 3))
+    return losses.mean(), {
+      "loss": (losses.sum(), jnp.float32(len(losses))),
+      **loss_by_band(diffusion, losses, t),
+    }
+
+  def validate(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array) -> dict[str, jax.Array]:
+    assert self._config.validation is not None
+    latent = self.sample(params, frozen, batch["lr"], keys, self._config.validation.sampling)
+    return {
+      "lr, bicubic": to_unit(batch["lr"]),
+      "ours": self.latents.decode(frozen["autoencoder"], latent),
+      "hr": to_unit(batch["hr"]),
+    }
+
+  def sample(
+    self, params: Params, frozen: Params, lr: jax.Array, keys: jax.Array, sampling: SamplingConfig
+  ) -> jax.Array:
+    """Restores images as single tiles.
+
+    Args:
+      lr: (B, H, W, 3) in [-1, 1], enlarged.
+
+    Returns:
+      The diffusion's latents (B, h, w, 4).
+    """
+    diffusion = self._config.model.diffusion
+    low = self.latents.encode(frozen["autoencoder"], lr, keys_for(keys, _LR_POSTERIOR))
+    noise = lambda purpose: normal(keys_for(keys, purpose), low.shape[1:])
+    signal, level = (table[sampling.start_step] for table in signal_and_noise(diffusion))
+    predict = lambda x, t: self._predict(params, frozen, x, jnp.broadcast_to(t, len(x)), low)
+    steps = samplers.plan(diffusion, sampling)
+    return samplers.run(predict, q_sample(low, noise(_NOISE), signal, level), steps, lambda i: noise(_STEPS + i))
+
+  def export(self, params: Params, batch: Batch) -> Export:
+    unet = params["unet"]
+    if not self._train_prior:
+      unet = merge(split(self._source_unet(), is_modulation)[1], unet)
+    written = {"unet": unet, "time_aware_encoder": params["time_aware_encoder"]}
+    if self._manifest.architecture.unet is None:
+      written[NULL_PROMPT] = {NULL_PROMPT: self.frozen[NULL_PROMPT]}
+    return Export(self.architecture, written)
+
+  def _is_trained(self, path: str) -> bool:
+    return self._train_prior or is_modulation(path)
+
+  def _source_unet(self) -> Params:
+    return load(self._config, self._manifest, ("unet",), self._mesh)["unet"]
+
+  def _predict(self, params: Params, frozen: Params, x: jax.Array, t: jax.Array, low: jax.Array) -> jax.Array:
+    structure = apply(self._encoder, params["time_aware_encoder"], low, t)
+    unet = merge(frozen["unet"], params["unet"])
+    return apply(self._unet, unet, x, t, frozen[NULL_PROMPT][None], structure)
