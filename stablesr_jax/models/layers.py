@@ -55,9 +55,9 @@ def conv(
   )
 
 
-def group_norm(compute: ComputeConfig, *, epsilon: float = 1e-5, **kwargs) -> nn.GroupNorm:
-  """GroupNorm over 32 groups; its statistics are float32 whatever the compute dtype."""
-  return nn.GroupNorm(32, epsilon=epsilon, dtype=compute.jax_dtype, **kwargs)
+def group_norm(compute: ComputeConfig, *, groups: int = 32, epsilon: float = 1e-5, **kwargs) -> nn.GroupNorm:
+  """GroupNorm; its statistics are float32 whatever the compute dtype."""
+  return nn.GroupNorm(groups, epsilon=epsilon, dtype=compute.jax_dtype, **kwargs)
 
 
 class ResidualBlock(nn.Module):
@@ -68,23 +68,25 @@ class ResidualBlock(nn.Module):
   Attributes:
     features: output channels.
     epsilon: of its norms; 1e-5 in the diffusion networks, 1e-6 in the autoencoder.
+    groups: of its norms.
     modulate: applied to the residual branch's output before the skip is added (3.1).
   """
 
   features: int
   compute: ComputeConfig = ComputeConfig()
   epsilon: float = 1e-5
+  groups: int = 32
   modulate: Callable[[], nn.Module] | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, time: jax.Array | None = None, structure: jax.Array | None = None) -> jax.Array:
     """x (B, H, W, C), time (B or 1, T) or None, structure (B, H, W, S) or None -> (B, H, W, features)."""
     compute = self.compute
-    h = nn.silu(group_norm(compute, epsilon=self.epsilon, name="norm1")(x))
+    h = nn.silu(group_norm(compute, groups=self.groups, epsilon=self.epsilon, name="norm1")(x))
     h = conv(self.features, compute, name="conv1")(h)
     if time is not None:
       h += nn.Dense(self.features, dtype=compute.jax_dtype, name="time")(nn.silu(time))[:, None, None]
-    h = nn.silu(group_norm(compute, epsilon=self.epsilon, name="norm2")(h))
+    h = nn.silu(group_norm(compute, groups=self.groups, epsilon=self.epsilon, name="norm2")(h))
     h = conv(self.features, compute, zero=True, name="conv2")(h)
     if self.modulate is not None:
       h = self.modulate()(h, structure)
@@ -133,11 +135,12 @@ class SelfAttentionBlock(nn.Module):
 
   heads: int
   compute: ComputeConfig = ComputeConfig()
+  groups: int = 32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     b, height, width, c = x.shape
-    h = group_norm(self.compute, name="norm")(x).reshape(b, height * width, c)
+    h = group_norm(self.compute, groups=self.groups, name="norm")(x).reshape(b, height * width, c)
     qkv = nn.Dense(3 * c, dtype=self.compute.jax_dtype, name="qkv")(h)
     q, k, v = jnp.split(qkv.reshape(b, height * width, self.heads, 3 * c // self.heads), 3, axis=-1)
     h = attention(q, k, v, self.compute).reshape(b, height * width, c)
