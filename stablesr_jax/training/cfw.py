@@ -1,6 +1,7 @@
 """Training controllable feature wrapping (3.2), all else frozen."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -42,9 +43,13 @@ class Cfw:
     self._autoencoder = dataclasses.replace(config.model.autoencoder, scale_factor=there.autoencoder.scale_factor)
     self._architecture = dataclasses.replace(there, autoencoder=self._autoencoder)
     self._module = components.modules(self._architecture, config.compute)["autoencoder"]
+    self._goes_on = there.autoencoder == self._autoencoder
     self._reconstruction = ReconstructionLoss(config.stage, config.compute, mesh)
-    frozen = {"autoencoder": split(self._source(), is_cfw)[1]}
-    self.frozen = computed(frozen, config) | self._reconstruction.frozen
+
+  @functools.cached_property
+  def frozen(self) -> Params:
+    autoencoder = split(self._source(), is_cfw)[1]
+    return computed({"autoencoder": autoencoder}, self._config) | self._reconstruction.frozen
 
   def init(self, key: jax.Array) -> Params:
     keys = jax.random.split(key)
@@ -53,7 +58,7 @@ class Cfw:
     return trained | self._reconstruction.init(keys[1], self._config.data.crop_size)
 
   def pretrained(self) -> Params:
-    return {"autoencoder": split(self._source(), is_cfw)[0]}
+    return {"autoencoder": split(self._source(), is_cfw)[0]} if self._goes_on else {}
 
   def prepare(self, batch: Batch, keys: jax.Array) -> Batch:
     hr, low = (batch[name].astype(jnp.float32) / 255 for name in ("hr", "lr"))

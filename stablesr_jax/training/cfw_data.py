@@ -37,11 +37,12 @@ def make_cfw_set(config: TrainConfig, folder: pathlib.Path) -> bool:
   mesh, count, size = data_mesh(), config.stage.count, config.batch_size
   if size % mesh.size:
     raise ValueError(f"batch-size {size}: must be a multiple of {mesh.size}, the number of devices")
-  folder.mkdir(parents=True, exist_ok=True)
-  note_config(folder, config)
   process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
   data = make_dataset(config.data, size, **process)
   stage = Restorer(config, mesh)
+  folder.mkdir(parents=True, exist_ok=True)
+  for change in note_config(folder, config):
+    print(f"changed: {change}; the samples that are there stay as they are", file=sys.stderr)
   params = stage.pretrained()
   make = _maker(stage, config, mesh)
   missing = _missing_batches(folder, count, size)

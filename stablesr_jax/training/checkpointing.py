@@ -59,7 +59,7 @@ class Checkpoints:
     return step % self._every == 0
 
   def save(self, step: int, state: Any, data: Any) -> None:
-    """Writes in the background. The arrays may be used up afterwards."""
+    """Writes in the background, unless that step is there. The arrays may be used up afterwards."""
     if self.latest != step:
       self._checkpointer.save_checkpointables_async(step, {"state": state, "data": data}, force=True)
 
@@ -71,14 +71,14 @@ def note_config(folder: pathlib.Path, config: TrainConfig) -> list[str]:
     ValueError: the folder has a run of another stage or architecture.
   """
   path = folder / CONFIG
-  now = {"stage": type(config.stage).__name__, **json.loads(json.dumps(to_json(config) | {"settings": None}))}
-  now["settings"] = json.loads(json.dumps(to_json(config.stage)))
+  now = {"kind": type(config.stage).__name__, **to_json(config)}
+  now = json.loads(json.dumps(now))  # tuples as lists, as they are read
   changes = []
   if path.exists():
     before = json.loads(path.read_text())
     changes = list(_changes(before, now))
     for change in changes:
-      if change.startswith(("stage:", "model.")):
+      if change.startswith(("kind:", "model.")):
         raise ValueError(f"{folder}: has another run: {change} (choose another --workdir)")
   if jax.process_index() == 0:
     partial = path.with_suffix(".partial")

@@ -150,8 +150,9 @@ class TrainConfig:
     sharding: "replicated": every device has the whole training state; "fsdp": trained parameters and the optimiser's
       state are divided among the devices.
     log_every: steps from one line of metrics to the next.
-    checkpoint_every, keep_last, keep_every: steps between checkpoints; how many of the last are kept; and beside
-      them, one for each so many steps, for good.
+    checkpoint_every: steps from one checkpoint to the next.
+    keep_last: how many checkpoints are kept.
+    keep_every: steps from one checkpoint that is kept for good to the next; None keeps none so.
     max_bad_steps: stop after so many steps in a row whose loss or gradient was not finite; such steps change nothing.
     validation: None never validates.
   """

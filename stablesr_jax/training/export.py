@@ -9,6 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from stablesr_jax.checkpoints.store import NULL_PROMPT, Manifest, ModelWriter, read_manifest
+from stablesr_jax.config import ModelConfig
 from stablesr_jax.models.components import COMPONENTS, Params
 from stablesr_jax.parallel import replicated
 from stablesr_jax.training.config import TrainConfig
@@ -49,8 +50,9 @@ def _unchanged(source: Manifest | None, exported: Export) -> list[str]:
   """The parts of the starting model that the exported one has, too, as they are."""
   if source is None:
     return []
-  there = [part for part in COMPONENTS if getattr(source.architecture, part) is not None]
-  if source.architecture.unet is not None:
-    there.append(NULL_PROMPT)
-  has = lambda part: part == NULL_PROMPT or getattr(exported.architecture, part) is not None
-  return [part for part in there if part not in exported.params and has(part)]
+
+  def has(architecture: ModelConfig, part: str) -> bool:  # the null prompt goes with the UNet
+    return getattr(architecture, "unet" if part == NULL_PROMPT else part) is not None
+
+  parts = [part for part in (*COMPONENTS, NULL_PROMPT) if part not in exported.params]
+  return [part for part in parts if has(source.architecture, part) and has(exported.architecture, part)]

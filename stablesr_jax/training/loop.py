@@ -49,12 +49,12 @@ def train(config: TrainConfig, folder: pathlib.Path, *, export_only: bool = Fals
   """
   mesh = data_mesh()
   _check_batch(config, mesh)
-  folder.mkdir(parents=True, exist_ok=True)
-  for change in note_config(folder, config):
-    _say(f"changed: {change}")
   process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
   data = make_dataset(config.data, config.batch_size, **process)
   stage: TrainedStage = STAGES[type(config.stage)](config, mesh)
+  folder.mkdir(parents=True, exist_ok=True)
+  for change in note_config(folder, config):
+    _say(f"changed: {change}")
   _say(describe(config, stage, mesh))
 
   def fresh(key: jax.Array) -> states.TrainState:
@@ -127,6 +127,7 @@ def _run(
       numbers |= {
         "learning_rate": float(np.asarray(rate(number - 1))),
         "skipped_steps": int(state.skipped),
+        "unusable_images": len(data.bad_images()),
         "images_per_second": counted * config.batch_size / seconds,
         "tflops": counted * step_flops * mesh.size / seconds / 1e12,
         **_device_memory(),
@@ -135,21 +136,24 @@ def _run(
         writer.write(number, numbers)
         bar.set_postfix(loss=f"{numbers.get('loss', float('nan')):.4f}", refresh=False)
       if int(state.bad_steps) >= config.max_bad_steps:
-        checkpoints.save(number, state, data)
+        good = checkpoints.latest
         raise Diverged(
           f"loss or gradient not finite for {int(state.bad_steps)} steps in a row, at step {number}; "
-          f"{checkpoints.path(checkpoints.latest or number)} has the parameters from before; "
-          "lower optimizer.learning-rate, set optimizer.clip-norm, or compute in float32"
+          + ("there is no checkpoint from before; " if good is None else f"last good one: {checkpoints.path(good)}; ")
+          + "lower optimizer.learning-rate, set optimizer.clip-norm, or compute in float32"
         )
       total, counted, began = None, 0, time.perf_counter()
-    if checkpoints.due(number) or last:
-      checkpoints.save(number, state, data)
+    if stopping:
+      checkpoints.save(number, state, data)  # first of all: there may be little time left
     if config.validation is not None and (number % config.validation.every == 0 or number == config.steps):
       numbers, pictures = validate(state.averaged)
       if writer is not None:
         writer.write(number, numbers)
         writer.grid(number, pictures)
       began = time.perf_counter() if counted == 0 else began
+    # After the validation, which a run that is killed in it does again. What diverges is not worth keeping.
+    if last or (checkpoints.due(number) and int(state.bad_steps) == 0):
+      checkpoints.save(number, state, data)
     bar.update()
     if stopping and number < config.steps:
       _say(f"told to stop: step {number} is saved, the same command goes on from there")

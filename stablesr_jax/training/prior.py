@@ -1,6 +1,7 @@
 """Training a plain latent diffusion model, the prior."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -47,11 +48,15 @@ class Prior:
     )
     self._unet = components.modules(self._architecture, config.compute)["unet"]
     self._latents = Latents(there.autoencoder, config.compute)
-    has_prompt = there.unet is not None
-    loaded = load(config, self._manifest, ("autoencoder", NULL_PROMPT) if has_prompt else ("autoencoder",), mesh)
+
+  @functools.cached_property
+  def frozen(self) -> Params:
+    has_prompt = self._manifest.architecture.unet is not None
+    parts = ("autoencoder", NULL_PROMPT) if has_prompt else ("autoencoder",)
+    loaded = load(self._config, self._manifest, parts, self._mesh)
     if not has_prompt:
-      loaded[NULL_PROMPT] = null_prompt(self._unet_config.context_dim)
-    self.frozen = computed(loaded, config)
+      loaded[NULL_PROMPT] = null_prompt(self._unet_config.context_dim, self._mesh)
+    return computed(loaded, self._config)
 
   def init(self, key: jax.Array) -> Params:
     return {"unet": components.init(self._architecture, "unet", key)}
@@ -90,7 +95,7 @@ class Prior:
   def export(self, params: Params, batch: Batch) -> Export:
     written = {"unet": params["unet"]}
     if self._manifest.architecture.unet is None:
-      written[NULL_PROMPT] = {NULL_PROMPT: null_prompt(self._unet_config.context_dim)}
+      written[NULL_PROMPT] = {NULL_PROMPT: null_prompt(self._unet_config.context_dim, self._mesh)}
     return Export(self._architecture, written)
 
   def _predict(self, params: Params, frozen: Params, x: jax.Array, t: jax.Array) -> jax.Array:

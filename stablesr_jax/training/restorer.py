@@ -1,6 +1,7 @@
 """Training the time-aware encoder and SFT on the frozen prior (3.1), the paper's first stage."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -48,9 +49,8 @@ class Restorer:
     self._config, self._stage, self._mesh = config, stage, mesh
     self._train_prior = isinstance(stage, RestorerStage) and stage.train_prior
     needed = ("autoencoder",) if self._train_prior else ("autoencoder", "unet")
-    if isinstance(stage, CfwDataStage):
-      needed += ("time_aware_encoder",)
-    self._manifest = open_model(config, needed)
+    trained = isinstance(stage, CfwDataStage)
+    self._manifest = open_model(config, (*needed, "time_aware_encoder") if trained else needed, whole=trained)
     there = self._manifest.architecture
     assert there.autoencoder is not None
     self.architecture = dataclasses.replace(
@@ -62,11 +62,16 @@ class Restorer:
     modules = components.modules(self.architecture, config.compute)
     self._unet, self._encoder = modules["unet"], modules["time_aware_encoder"]
     self.latents = Latents(there.autoencoder, config.compute)
-    loaded = load(config, self._manifest, ("autoencoder", *([NULL_PROMPT] if there.unet is not None else [])), mesh)
-    if there.unet is None:
-      loaded[NULL_PROMPT] = null_prompt(config.model.unet.context_dim)
+
+  @functools.cached_property
+  def frozen(self) -> Params:
+    has_prompt = self._manifest.architecture.unet is not None
+    parts = ("autoencoder", NULL_PROMPT) if has_prompt else ("autoencoder",)
+    loaded = load(self._config, self._manifest, parts, self._mesh)
+    if not has_prompt:
+      loaded[NULL_PROMPT] = null_prompt(self._unet.config.context_dim, self._mesh)
     loaded["unet"] = {} if self._train_prior else split(self._source_unet(), is_modulation)[1]
-    self.frozen = computed(loaded, config)
+    return computed(loaded, self._config)
 
   def init(self, key: jax.Array) -> Params:
     keys = jax.random.split(key)
@@ -138,7 +143,7 @@ class Restorer:
       unet = merge(split(self._source_unet(), is_modulation)[1], unet)
     written = {"unet": unet, "time_aware_encoder": params["time_aware_encoder"]}
     if self._manifest.architecture.unet is None:
-      written[NULL_PROMPT] = {NULL_PROMPT: self.frozen[NULL_PROMPT]}
+      written[NULL_PROMPT] = {NULL_PROMPT: self.frozen[NULL_PROMPT].astype(jnp.float32)}
     return Export(self.architecture, written)
 
   def _is_trained(self, path: str) -> bool:

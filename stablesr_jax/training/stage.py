@@ -25,11 +25,13 @@ Batch = dict[str, Any]
 class TrainedStage(Protocol):
   """A stage that trains parameters.
 
-  Attributes:
-    frozen: parameters that take part and never change.
+  Making one reads no parameters, so that its program can be looked at without a model at hand.
   """
 
-  frozen: Params
+  @property
+  def frozen(self) -> Params:
+    """Parameters that take part and never change, read from the starting model when first asked for."""
+    ...
 
   def init(self, key: jax.Array) -> Params:
     """Fresh float32 values of the trained parameters; pure."""
@@ -87,8 +89,12 @@ def is_cfw(path: str) -> bool:
   return path.startswith("decoder/cfw_")
 
 
-def open_model(config: TrainConfig, needed: tuple[str, ...]) -> Manifest:
+def open_model(config: TrainConfig, needed: tuple[str, ...], *, whole: bool = False) -> Manifest:
   """The model that a stage starts from.
+
+  Args:
+    needed: parts that it must have.
+    whole: nothing is added to them, not even what conditions the UNet.
 
   Raises:
     ValueError: there is none, it lacks a needed part, or its parts are of another architecture than the config's.
@@ -101,22 +107,22 @@ def open_model(config: TrainConfig, needed: tuple[str, ...]) -> Manifest:
     if there is None:
       if part in needed:
         raise ValueError(f"{config.model_path}: this model has no {part.replace('_', ' ')}")
-    elif wanted is not None and (different := _difference(part, to_json(there), to_json(wanted))):
+    elif wanted is not None and (different := _difference(part, to_json(there), to_json(wanted), whole)):
       raise ValueError(f"{config.model_path}: another architecture than the config's: {different}")
   there, wanted = manifest.architecture.diffusion, config.model.diffusion
   if manifest.architecture.unet is not None and there != wanted:
-    different = _difference("diffusion", to_json(there), to_json(wanted))
+    different = _difference("diffusion", to_json(there), to_json(wanted), whole)
     raise ValueError(f"{config.model_path}: another diffusion than the config's: {different}")
   return manifest
 
 
-# What a stage may add to a part (cfw, conditioning), or measures (scale_factor).
-_MAY_DIFFER = ("cfw", "cfw_growth", "cfw_blocks", "scale_factor", "conditioning", "sft_hidden_channels")
-_MAY_DIFFER += ("structure_channels",)
+_MAY_DIFFER = ("cfw", "cfw_growth", "cfw_blocks", "scale_factor")  # of the last stage, or measured
+_MAY_BE_ADDED = ("conditioning", "structure_channels", "sft_hidden_channels")
 
 
-def _difference(part: str, there: dict[str, Any], wanted: dict[str, Any]) -> str:
-  differing = [name for name in there if there[name] != wanted[name] and name not in _MAY_DIFFER]
+def _difference(part: str, there: dict[str, Any], wanted: dict[str, Any], whole: bool) -> str:
+  passed_over = _MAY_DIFFER if whole else _MAY_DIFFER + _MAY_BE_ADDED
+  differing = [name for name in there if there[name] != wanted[name] and name not in passed_over]
   return ", ".join(f"{part}.{name} is {there[name]}, not {wanted[name]}" for name in differing)
 
 
@@ -135,9 +141,9 @@ def computed(params: Params, config: TrainConfig) -> Params:
   return jax.tree.map(lambda a: a.astype(config.compute.jax_dtype), params)
 
 
-def null_prompt(context_dim: int) -> jax.Array:
+def null_prompt(context_dim: int, mesh: jax.sharding.Mesh) -> jax.Array:
   """A stand-in for a text encoder's answer to "", for priors trained without one."""
-  return jnp.zeros((77, context_dim), jnp.float32)
+  return jax.jit(lambda: jnp.zeros((77, context_dim)), out_shardings=replicated(mesh))()
 
 
 def prepare_pairs(batch: Batch, keys: jax.Array, settings: DegradationSettings) -> Batch:

@@ -57,8 +57,10 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+  # A state of the same structure with and without, so that a resumed run may change it.
+  clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
   adamw = optax.adamw(learning_rate(config, steps), *config.betas, weight_decay=config.weight_decay)
-  return adamw if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+  return optax.chain(clip, adamw)
 
 
 def create(config: TrainConfig, params: Params) -> TrainState:
@@ -122,7 +124,7 @@ def make_step(stage: TrainedStage, config: TrainConfig, mesh: jax.sharding.Mesh,
     keys = sample_keys(config.seed, state.step, config.batch_size)
     keys = jax.lax.with_sharding_constraint(keys, batched(mesh))
     grads, means = accumulated(state, frozen, prepare(stage, mesh, batch, keys), keys)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(means["loss"][0])
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
