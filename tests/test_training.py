@@ -405,7 +405,7 @@ def test_an_exported_model_keeps_the_parts_that_were_not_trained(base, tmp_path)
   ):
     stage: Any = Tint()
     stage.export = lambda params, batch, architecture=architecture: Export(architecture, params)
-    export(stage, {"autoencoder": trained}, None, config, mesh, tmp_path / "run" / "model")
+    export(stage, {"autoencoder": trained}, dict, config, mesh, tmp_path / "run" / "model")
     manifest = read_manifest(tmp_path / "run" / "model")
     assert (manifest.name, manifest.sampling.steps, manifest.sources) == ("run", 7, sources)
     parts = [path.name for path in (tmp_path / "run" / "model").iterdir() if path.is_dir()]

@@ -1,6 +1,7 @@
 """Training the KL autoencoder."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -68,15 +69,15 @@ class Autoencoder:
     mean, _ = posterior(self._encode(params, batch["hr"]))
     return {"ours": to_unit(self._decode(params, mean)), "hr": to_unit(batch["hr"])}
 
-  def export(self, params: Params, batch: Batch) -> Export:
-    """The factor that brings latents to variance 1 is measured on `batch`."""
+  def export(self, params: Params, batch: Callable[[], Batch]) -> Export:
+    """The factor that brings latents to variance 1 is measured on the batch."""
 
     @jax.jit
     def spread(params: Params, image: jax.Array) -> jax.Array:
       mean, std = posterior(self._encode(params, image))
       return jnp.sqrt(jnp.mean(jnp.square(mean - jnp.mean(mean)) + std**2))
 
-    scale_factor = round(1 / float(spread(params, batch["hr"])), 5)
+    scale_factor = round(1 / float(spread(params, batch()["hr"])), 5)
     assert self._architecture.autoencoder is not None
     autoencoder = dataclasses.replace(self._architecture.autoencoder, scale_factor=scale_factor)
     architecture = dataclasses.replace(self._architecture, autoencoder=autoencoder)

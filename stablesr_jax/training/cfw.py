@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -79,7 +80,7 @@ class Cfw:
       "hr": to_unit(batch["hr"]),
     }
 
-  def export(self, params: Params, batch: Batch) -> Export:
+  def export(self, params: Params, batch: Callable[[], Batch]) -> Export:
     unchanged = split(self._source(), is_cfw)[1]
     return Export(self._architecture, {"autoencoder": merge(unchanged, params["autoencoder"])})
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -13,11 +13,16 @@ from stablesr_jax.config import ModelConfig
 from stablesr_jax.models.components import COMPONENTS, Params
 from stablesr_jax.parallel import replicated
 from stablesr_jax.training.config import TrainConfig
-from stablesr_jax.training.stage import Export, TrainedStage
+from stablesr_jax.training.stage import Batch, Export, TrainedStage
 
 
 def export(
-  stage: TrainedStage, params: Params, batch: Any, config: TrainConfig, mesh: jax.sharding.Mesh, path: pathlib.Path
+  stage: TrainedStage,
+  params: Params,
+  batch: Callable[[], Batch],
+  config: TrainConfig,
+  mesh: jax.sharding.Mesh,
+  path: pathlib.Path,
 ) -> None:
   """Replaces the model folder at `path`, whole or not at all. All processes call it; the first one writes."""
   whole = jax.jit(lambda p: p, out_shardings=replicated(mesh))(params)  # of sharded parameters, too

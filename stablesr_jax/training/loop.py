@@ -83,7 +83,7 @@ def train(config: TrainConfig, folder: pathlib.Path, *, export_only: bool = Fals
         if writer is not None:
           writer.close()
     if complete:
-      batch = _prepared(stage, config, mesh, _to_devices(next(data), mesh))
+      batch = lambda: _prepared(stage, config, mesh, _to_devices(next(data), mesh))
       export(stage, state.averaged, batch, config, mesh, folder / "model")
       _say(f"{folder / 'model'}: written")
     data.close()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -92,7 +93,7 @@ class Prior:
     latent = samplers.run(predict, noise(_NOISE), steps, lambda i: noise(10 + i))
     return {"samples": self._latents.decode(frozen["autoencoder"], latent), "hr": to_unit(batch["hr"])}
 
-  def export(self, params: Params, batch: Batch) -> Export:
+  def export(self, params: Params, batch: Callable[[], Batch]) -> Export:
     written = {"unet": params["unet"]}
     if self._manifest.architecture.unet is None:
       written[NULL_PROMPT] = {NULL_PROMPT: null_prompt(self._unet_config.context_dim, self._mesh)}

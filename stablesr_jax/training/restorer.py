@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -137,7 +138,7 @@ class Restorer:
     steps = samplers.plan(diffusion, sampling)
     return samplers.run(predict, q_sample(low, noise(_NOISE), signal, level), steps, lambda i: noise(_STEPS + i))
 
-  def export(self, params: Params, batch: Batch) -> Export:
+  def export(self, params: Params, batch: Callable[[], Batch]) -> Export:
     unet = params["unet"]
     if not self._train_prior:
       unet = merge(split(self._source_unet(), is_modulation)[1], unet)

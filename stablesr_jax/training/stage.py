@@ -54,8 +54,8 @@ class TrainedStage(Protocol):
     them. Pure."""
     ...
 
-  def export(self, params: Params, batch: Batch) -> "Export":
-    """The model after this stage, with these trained parameters; `batch` is a prepared one, to measure with."""
+  def export(self, params: Params, batch: Callable[[], Batch]) -> "Export":
+    """The model after this stage, with these trained parameters; `batch` gives a prepared one, to measure with."""
     ...
 
 
