@@ -228,7 +228,9 @@ def _validator(config: TrainConfig, stage: TrainedStage, mesh: jax.sharding.Mesh
     numbers, shown = pictures(params, stage.frozen, batch)
     if jax.process_count() > 1:
       shown = {name: multihost_utils.process_allgather(picture, tiled=True) for name, picture in shown.items()}
-    host = {name: np.asarray(picture)[: settings.images] for name, picture in shown.items()}
+    # JAX sorts a dictionary's keys; a grid reads from the input to the original.
+    order = sorted(shown, key=lambda name: (name == "hr") * 2 + (name == "ours"))
+    host = {name: np.asarray(shown[name])[: settings.images] for name in order}
     return {name: float(value) for name, value in numbers.items()}, host
 
   return validate

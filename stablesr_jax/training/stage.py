@@ -50,8 +50,8 @@ class TrainedStage(Protocol):
     ...
 
   def validate(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array) -> dict[str, jax.Array]:
-    """Pictures of a prepared batch, (B, H, W, 3) in [0, 1], in the order of a sample grid; "ours" and "hr" among
-    them. Pure."""
+    """Pictures of a prepared batch, (B, H, W, 3) in [0, 1]: columns of a sample grid. "ours" is compared with "hr".
+    Pure."""
     ...
 
   def export(self, params: Params, batch: Callable[[], Batch]) -> "Export":
