@@ -252,6 +252,7 @@ def tiny() -> ModelConfig:
       attention_levels=(2,),
       head_channels=32,
       context_dim=64,
+      latent_channels=8,
       structure_channels=32,
       sft_hidden_channels=32,
       norm_groups=8,
@@ -261,11 +262,18 @@ def tiny() -> ModelConfig:
       channel_multipliers=(1, 2, 2),
       blocks_per_level=1,
       attention_levels=(2,),
+      latent_channels=8,
       out_channels=32,
       norm_groups=4,
     ),
     autoencoder=AutoencoderConfig(
-      channels=32, channel_multipliers=(1, 1, 2), blocks_per_level=1, attention=False, norm_groups=4, cfw_growth=16
+      channels=32,
+      channel_multipliers=(1, 1, 2),
+      blocks_per_level=1,
+      latent_channels=8,
+      attention=False,
+      norm_groups=4,
+      cfw_growth=16,
     ),
     text_encoder=None,
   )
