@@ -4,7 +4,8 @@
     python train.py --config configs/tiny_autoencoder.py --workdir runs/tiny_autoencoder
 
 Any machine: 2 CPU cores and 4 GB of memory. Not in the paper, which starts from Stable Diffusion's autoencoder:
-downsampling 4 and 8 channels instead of 8 and 4, a quarter of the width, fewer groups in norms, no attention; no LPIPS, whose weights are not free to ship.
+downsampling 4 and 8 channels instead of 8 and 4, a quarter of the width, fewer groups in norms, no attention; no LPIPS,
+whose weights are not free to ship.
 """
 
 from stablesr_jax import config as sizes
