@@ -35,11 +35,12 @@ def run_unet(config: configs.ModelConfig, seed: int = 0):
   parts = modules(config)
   assert config.unet and config.time_aware_encoder
   params = {name: random_params(config, name) for name in ("unet", "time_aware_encoder")}
-  lr = jax.random.normal(jax.random.key(seed), (1, 16, 16, 4))
+  latent = (1, 16, 16, config.unet.latent_channels)
+  lr = jax.random.normal(jax.random.key(seed), latent)
   encode = jax.jit(lambda t: parts["time_aware_encoder"].apply({"params": params["time_aware_encoder"]}, lr, t))
   denoise = jax.jit(
     lambda structure: parts["unet"].apply(
-      {"params": params["unet"]}, jnp.ones((1, 16, 16, 4)), jnp.array([500]), jnp.ones((1, 7, 64)), structure
+      {"params": params["unet"]}, jnp.ones(latent), jnp.array([500]), jnp.ones((1, 7, 64)), structure
     )
   )
   return encode, denoise, params
@@ -73,7 +74,7 @@ def test_a_plain_unet_needs_no_structure():
   config = configs.tiny()
   config = dataclasses.replace(config, unet=dataclasses.replace(config.unet, conditioning="none"))
   _, denoise, params = run_unet(config)
-  assert denoise(None).shape == (1, 16, 16, 4)
+  assert denoise(None).shape == (1, 16, 16, config.unet.latent_channels)
   assert not any("sft" in path or "addition" in path for path in flatten_dict(params["unet"], sep="/"))
 
 
@@ -109,7 +110,7 @@ def test_fidelity_weight_is_traced_and_zero_leaves_the_plain_decoder():
   params = random_params(config, "autoencoder")
   image = jax.random.uniform(jax.random.key(1), (1, 16, 16, 3))
   _, features = jax.jit(lambda image: module.apply({"params": params}, image, method="encode"))(image)
-  z = jax.random.normal(jax.random.key(2), (1, 4, 4, 4))
+  z = jax.random.normal(jax.random.key(2), (1, 4, 4, config.autoencoder.latent_channels))
   traces = []
 
   @jax.jit
