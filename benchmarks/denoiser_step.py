@@ -45,6 +45,7 @@ class Step:
 
   def __init__(self, config: configs.ModelConfig, params: dict, compute: ComputeConfig, batch: int):
     self._denoiser = Denoiser(config, params, compute, data_mesh(jax.devices()[:1]), batch)
+    self._denoiser.prepare(tile=64)
     self._params = self._denoiser._params
     steps = samplers.ddpm(DiffusionConfig(), schedule.respaced_timesteps(4))
     prompt = jnp.zeros((1, 77, config.unet.context_dim), compute.jax_dtype)

@@ -10,8 +10,11 @@ import platformdirs
 
 # XLA's CPU backend hands matrix products, reductions and convolutions to a kernel library. Its convolutions are slower
 # than XLA's own (twice, on the UNet's smaller scales), so it is given the others only.
+# Its default order of operations keeps up to 2.4 GB of intermediate results in a denoising step, this one 0.1 GB; it is
+# also faster, as fewer new pages are touched.
 _CPU: dict[str, Any] = {
   "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
+  "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
 }
 
 

@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from stablesr_jax import tiling
 from stablesr_jax.compilation import compiler_options
 from stablesr_jax.config import ComputeConfig, ModelConfig
 from stablesr_jax.diffusion.samplers import Steps, guide, step
-from stablesr_jax.models.components import Params, modules
+from stablesr_jax.models import winograd
+from stablesr_jax.models.components import Params, flat, modules
 from stablesr_jax.parallel import batched, replicated
 
 
@@ -49,12 +51,40 @@ class Denoiser:
     self._mesh = mesh
     self.tile_batch = tile_batch and -(-tile_batch // mesh.size) * mesh.size
     self._condition = jax.jit(self._condition_impl)
+    self._transform: Any = jax.jit(winograd.transform, static_argnames="enlarge", out_shardings=replicated(mesh))
     self._predict: Any = jax.jit(self._predict_impl, compiler_options=compiler_options())
 
   @property
   def compilations(self) -> int:
     """How many programs the networks were compiled into so far."""
     return self._predict._cache_size()
+
+  def prepare(self, tile: int) -> None:
+    """Computes what the layers derive from their parameters alone, where that pays (see `layers.Conv`).
+
+    Done once, at the first run; runs with other tiles use the same.
+
+    Args:
+      tile: in latent pixels.
+    """
+    if "prepared" in self._params["unet"]:
+      return
+    # Only the layers know which of them prepare; computed one by one, alike layers share a program.
+    wanted = jax.eval_shape(functools.partial(self._wanted, tile), self._params)
+    for part, variables in self._params.items():
+      kernels, prepared = flat(variables["params"]), {}
+      for path, filters in flat(wanted[part]).items():
+        kernel = kernels[path.removesuffix("filters") + "kernel"]
+        prepared[path] = self._transform(kernel, enlarge=len(filters) == 9)
+      self._params[part] = variables | {"prepared": unflatten_dict(prepared, sep="/")}
+
+  def _wanted(self, tile: int, params) -> dict[str, Any]:
+    c = self._unet.config
+    t, latent, context = jnp.zeros(1), jnp.zeros((1, tile, tile, c.latent_channels)), jnp.zeros((1, 1, c.context_dim))
+    apply = lambda part, module, *args: module.apply(params[part], *args, mutable=["prepared"])
+    structure, encoder = apply("time_aware_encoder", self._encoder, latent, t)
+    _, unet = apply("unet", self._unet, latent, t, context, structure)
+    return {"unet": unet.get("prepared", {}), "time_aware_encoder": encoder.get("prepared", {})}
 
   def condition(self, steps: Steps, prompts: jax.Array, guidance_scale: float) -> Conditions:
     """Everything that does not change from step to step; `prompts` (1 or 2, 77, context_dim)."""
@@ -112,6 +142,7 @@ class Denoiser:
     Raises:
       ValueError: a canvas is smaller than a tile.
     """
+    self.prepare(tile)
     # Canvas-sized work is replicated: it is little, and every device then has what its tiles need.
     place = functools.partial(jax.device_put, device=replicated(self._mesh))
     starts = [place(tiling.grid(x.shape[0], x.shape[1], tile, overlap)) for x in latents]

@@ -48,9 +48,14 @@ def _chunked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
   def head(qkv):
     q, k, v = qkv
 
+    @jax.checkpoint  # training keeps no scores either
     def queries(q):
-      scores = jnp.einsum("nd,md->nm", q, k, preferred_element_type=jnp.float32) * scale
-      return jnp.einsum("nm,md->nd", jax.nn.softmax(scores).astype(v.dtype), v)
+      scores = jnp.einsum("nd,md->nm", q, k, preferred_element_type=jnp.float32)
+      largest = jax.lax.stop_gradient(scores.max(axis=1, keepdims=True))
+      # The softmax is normalised after the product, as its result is smaller than the scores.
+      weights = jnp.exp((scores - largest) * scale)
+      out = jnp.einsum("nm,md->nd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+      return (out / weights.sum(axis=1, keepdims=True)).astype(v.dtype)
 
     chunk = max(1, min(n, _CHUNK_SCORES // m))
     while n % chunk:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from stablesr_jax.config import ComputeConfig
+from stablesr_jax.models import winograd
 from stablesr_jax.models.attention import attention
 
 
@@ -38,14 +39,38 @@ class TimeEmbedding(nn.Module):
     return nn.Dense(4 * self.channels, dtype=dtype, name="dense2")(nn.silu(h))
 
 
+class Conv(nn.Conv):
+  """A convolution, after nearest-neighbour enlargement by 2 if `enlarge`.
+
+  Applied with a mutable collection "prepared", it puts its transformed filters there if they make it faster (see
+  `winograd`); applied with that collection, it uses them.
+  """
+
+  enlarge: bool = False
+
+  def __call__(self, inputs: jax.Array) -> jax.Array:
+    """(B, H, W, C) -> (B, H', W', features)."""
+    if self.has_variable("prepared", "filters") and (self.enlarge or winograd.divides(inputs)):
+      convolve = winograd.convolve_enlarged if self.enlarge else winograd.convolve
+      y = convolve(inputs, self.get_variable("prepared", "filters"))
+      return y + self.get_variable("params", "bias")[None, None, None]
+    x = double(inputs) if self.enlarge else inputs
+    y = super().__call__(x)
+    if self.is_mutable_collection("prepared") and not self.is_initializing():
+      if self.kernel_size == (3, 3) and self.strides == (1, 1) and winograd.pays(x, y):
+        kernel = self.get_variable("params", "kernel")
+        self.put_variable("prepared", "filters", winograd.transform(kernel, enlarge=self.enlarge))
+    return y
+
+
 def conv(
   features: int, compute: ComputeConfig, *, size: int = 3, stride: int = 1, zero: bool = False, **kwargs
-) -> nn.Conv:
+) -> Conv:
   """A convolution with PyTorch's symmetric padding; `zero` starts its kernel at zero."""
   if zero:
     kwargs["kernel_init"] = nn.initializers.zeros
   pad = size // 2
-  return nn.Conv(
+  return Conv(
     features,
     (size, size),
     (stride, stride),
@@ -118,7 +143,7 @@ class Upsample(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    return conv(x.shape[-1], self.compute, name="conv")(double(x))
+    return conv(x.shape[-1], self.compute, enlarge=True, name="conv")(x)
 
 
 def double(x: jax.Array) -> jax.Array:

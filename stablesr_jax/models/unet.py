@@ -11,6 +11,9 @@ from stablesr_jax.models.attention import attention
 from stablesr_jax.models.layers import Downsample, ResidualBlock, TimeEmbedding, Upsample, conv, group_norm
 from stablesr_jax.models.sft import modulation
 
+# A CPU takes a feed-forward layer this many tokens at a time: widened features of more do not stay in its cache.
+_CPU_TOKENS = 512
+
 KeysValues = tuple[jax.Array, jax.Array]  # each (B or 1, 77, heads, head_channels)
 
 
@@ -54,13 +57,23 @@ class CrossAttention(nn.Module):
 class FeedForward(nn.Module):
   """GEGLU: half of the widened features gates the other half."""
 
+  channels: int
   compute: ComputeConfig
 
-  @nn.compact
+  def setup(self):
+    self.widen = nn.Dense(8 * self.channels, dtype=self.compute.jax_dtype)
+    self.out = nn.Dense(self.channels, dtype=self.compute.jax_dtype)
+
   def __call__(self, x: jax.Array) -> jax.Array:
-    c = x.shape[-1]
-    h, gate = jnp.split(nn.Dense(8 * c, dtype=self.compute.jax_dtype, name="widen")(x), 2, axis=-1)
-    return nn.Dense(c, dtype=self.compute.jax_dtype, name="out")(h * nn.gelu(gate, approximate=False))
+    """(B, N, C) -> (B, N, C)."""
+    n = x.shape[1]
+    if jax.default_backend() == "cpu" and n > _CPU_TOKENS and n % _CPU_TOKENS == 0:
+      return jnp.concatenate([self._tokens(part) for part in jnp.split(x, n // _CPU_TOKENS, axis=1)], axis=1)
+    return self._tokens(x)
+
+  def _tokens(self, x: jax.Array) -> jax.Array:
+    h, gate = jnp.split(self.widen(x), 2, axis=-1)
+    return self.out(h * nn.gelu(gate, approximate=False))
 
 
 class SpatialTransformer(nn.Module):
@@ -78,7 +91,7 @@ class SpatialTransformer(nn.Module):
     self.norm1, self.norm2, self.norm3 = layer_norm(), layer_norm(), layer_norm()
     self.self_attention = SelfAttention(self.head_channels, self.compute)
     self.cross_attention = CrossAttention(self.channels, self.head_channels, self.compute)
-    self.feed_forward = FeedForward(self.compute)
+    self.feed_forward = FeedForward(self.channels, self.compute)
     self.proj_out = nn.Dense(self.channels, dtype=self.compute.jax_dtype, kernel_init=nn.initializers.zeros)
 
   def __call__(self, x: jax.Array, context: KeysValues) -> jax.Array:
@@ -127,7 +140,9 @@ class UNet(nn.Module):
   def setup(self):
     c, compute = self.config, self.compute
     widths = [c.channels * m for m in c.channel_multipliers]
-    block = lambda level, attend: UNetBlock(widths[level], attend, c, compute)
+    # Only the call is recomputed: the prompt's keys and values are small.
+    unet_block = nn.remat(UNetBlock, methods=["__call__"]) if compute.remat else UNetBlock
+    block = lambda level, attend: unet_block(widths[level], attend, c, compute)
     levels = range(len(widths))
     self.time_embedding = TimeEmbedding(c.channels, compute)
     self.conv_in = conv(c.channels, compute)

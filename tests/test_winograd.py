@@ -1,0 +1,79 @@
+"""Convolutions with transformed filters, by themselves and in a denoiser."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stablesr_jax import config as configs
+from stablesr_jax.config import ComputeConfig, DiffusionConfig
+from stablesr_jax.denoiser import Denoiser
+from stablesr_jax.diffusion import samplers, schedule
+from stablesr_jax.models import winograd
+from stablesr_jax.models.components import flat
+from stablesr_jax.models.layers import conv, double
+from stablesr_jax.parallel import data_mesh
+from tests.tiny import random_params
+
+on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="filters are transformed for a CPU only")
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+def difference(a: jax.Array, b: jax.Array) -> float:
+  """The largest, relative to b's RMS."""
+  return float(jnp.abs(a - b).max() / jnp.sqrt(jnp.mean(b**2)))
+
+
+@pytest.mark.parametrize("enlarge", [False, True])
+@pytest.mark.parametrize("shape", [(1, 2, 4, 8), (2, 6, 4, 24), (1, 34, 34, 8)])
+def test_equals_the_direct_way(shape, enlarge):
+  """Odd numbers of 2x2 results, few patches and many, several images."""
+  x, kernel = normal(0, *shape), normal(1, 3, 3, shape[-1], 12)
+  inputs = double(x) if enlarge else x
+  direct = jax.lax.conv_general_dilated(inputs, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+  convolve = winograd.convolve_enlarged if enlarge else winograd.convolve
+  assert difference(convolve(x, winograd.transform(kernel, enlarge=enlarge)), direct) < 1e-5
+
+
+@on_cpu
+def test_a_layer_uses_what_it_prepared():
+  layer = conv(64, ComputeConfig())
+  x = normal(0, 1, 16, 16, 64)
+  params = layer.init(jax.random.key(1), x)
+  assert set(params) == {"params"}
+  expected, prepared = layer.apply(params, x, mutable=["prepared"])
+  assert prepared["prepared"]
+  assert difference(layer.apply({**params, **prepared}, x), expected) < 1e-5
+  # Images that do not divide into its patches go the direct way.
+  odd = x[:, :15]
+  np.testing.assert_array_equal(layer.apply({**params, **prepared}, odd), layer.apply(params, odd))
+
+
+def test_only_large_float32_layers_prepare():
+  for layer, x in (
+    (conv(64, ComputeConfig(dtype="bfloat16")), normal(0, 1, 16, 16, 64)),
+    (conv(64, ComputeConfig()), normal(0, 1, 8, 8, 64)),
+    (conv(8, ComputeConfig()), normal(0, 1, 16, 16, 64)),
+    (conv(64, ComputeConfig(), size=1), normal(0, 1, 16, 16, 64)),
+    (conv(64, ComputeConfig(), stride=2), normal(0, 1, 16, 16, 64)),
+  ):
+    params = layer.init(jax.random.key(1), x)
+    assert not layer.apply(params, x, mutable=["prepared"])[1]
+
+
+@on_cpu
+def test_a_prepared_denoiser_predicts_the_same():
+  config = configs.tiny()
+  params = {part: random_params(config, part) for part in ("unet", "time_aware_encoder")}
+  denoiser = Denoiser(config, params, ComputeConfig(), data_mesh(jax.devices()[:1]), 1)
+  steps = samplers.ddpm(DiffusionConfig(), schedule.respaced_timesteps(4))
+  conditions = denoiser.condition(steps, normal(0, 1, 77, config.unet.context_dim), 1.0)
+  x, lr = (normal(seed, 1, 32, 32, config.unet.latent_channels) for seed in (1, 2))
+  predict = lambda: denoiser._predict(denoiser._params, x, lr, 1, conditions)
+  expected = predict()
+  denoiser.prepare(tile=32)
+  assert any("filters" in name for name in flat(denoiser._params["unet"]["prepared"]))
+  assert difference(predict(), expected) < 1e-5
