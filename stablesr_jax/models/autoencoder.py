@@ -14,7 +14,8 @@ from stablesr_jax.models.layers import Downsample, ResidualBlock, Upsample, conv
 
 def residual_block(features: int, config: AutoencoderConfig, compute: ComputeConfig, name: str) -> ResidualBlock:
   """The autoencoder's kind of residual block."""
-  return ResidualBlock(features, compute, epsilon=1e-6, groups=config.norm_groups, name=name)
+  block = nn.remat(ResidualBlock) if compute.remat else ResidualBlock
+  return block(features, compute, epsilon=1e-6, groups=config.norm_groups, name=name)
 
 
 class PixelAttention(nn.Module):

@@ -34,7 +34,8 @@ class TimeAwareEncoder(nn.Module):
   def setup(self):
     c, compute = self.config, self.compute
     widths = [c.channels * m for m in c.channel_multipliers]
-    block = lambda level, heads: EncoderBlock(widths[level], heads, compute, c.norm_groups)
+    encoder_block = nn.remat(EncoderBlock) if compute.remat else EncoderBlock
+    block = lambda level, heads: encoder_block(widths[level], heads, compute, c.norm_groups)
     levels = range(len(widths))
     if c.time_aware:
       self.time_embedding = TimeEmbedding(c.channels, compute)
