@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from stablesr_jax.config import ComputeConfig, LPIPSConfig, ModelConfig, SamplingConfig, from_json, to_json
@@ -56,6 +57,8 @@ class LPIPSManifest:
 class ModelWriter:
   """Writes a model part by part into a temporary folder that `commit` puts in place, whole or not at all.
 
+  Of several processes all make the same calls, and the first one writes.
+
   Raises:
     ValueError: at `path` is something else than a converted model or an empty folder.
   """
@@ -67,8 +70,11 @@ class ModelWriter:
     ):
       raise ValueError(f"{path}: exists and is no converted model; it will not be replaced")
     self._partial = self.path.with_name(f".{self.path.name}.partial")
-    shutil.rmtree(self._partial, ignore_errors=True)
-    self._partial.mkdir(parents=True)
+    self._writes = jax.process_index() == 0
+    if self._writes:
+      shutil.rmtree(self._partial, ignore_errors=True)
+      self._partial.mkdir(parents=True)
+    _wait_for_all("model_made")
 
   def write(self, part: str, params: Params) -> None:
     """Stores one part's parameters (NumPy or JAX arrays), without copying them."""
@@ -76,31 +82,35 @@ class ModelWriter:
     context.array.saving.use_compression = False  # weights do not compress; this halves the time
     context.memory.deepcopy_host_arrays = False
     context.memory.write_concurrent_bytes = 1 << 28
-    if jax.process_count() > 1:  # one process writes; the others are not waited for
-      me = jax.process_index()
-      context.multiprocessing = ocp.options.MultiprocessingOptions(
-        primary_host=me, active_processes={me}, barrier_sync_key_prefix="model_writer"
-      )
     with context:
       ocp.save(str(self._partial / part), params)
 
   def copy(self, part: str, source: pathlib.Path) -> None:
     """Takes one part over from another model's folder."""
-    shutil.copytree(source, self._partial / part)
+    if self._writes:
+      shutil.copytree(source, self._partial / part)
 
   def commit(self, manifest: Manifest | LPIPSManifest) -> None:
     """Writes `model.json` and moves the folder into place; an earlier model there is replaced."""
-    (self._partial / MANIFEST).write_text(json.dumps(to_json(manifest), indent=2) + "\n")
-    replaced = self.path.with_name(f".{self.path.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if self.path.exists():
-      self.path.rename(replaced)
-    self._partial.rename(self.path)
-    shutil.rmtree(replaced, ignore_errors=True)
+    if self._writes:
+      (self._partial / MANIFEST).write_text(json.dumps(to_json(manifest), indent=2) + "\n")
+      replaced = self.path.with_name(f".{self.path.name}.replaced")
+      shutil.rmtree(replaced, ignore_errors=True)
+      if self.path.exists():
+        self.path.rename(replaced)
+      self._partial.rename(self.path)
+      shutil.rmtree(replaced, ignore_errors=True)
+    _wait_for_all("model_committed")
 
   def discard(self) -> None:
     """Removes what was written."""
-    shutil.rmtree(self._partial, ignore_errors=True)
+    if self._writes:
+      shutil.rmtree(self._partial, ignore_errors=True)
+
+
+def _wait_for_all(name: str) -> None:
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
 
 
 def read_manifest(path: str | os.PathLike) -> Manifest:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from stablesr_jax.checkpoints.store import NULL_PROMPT, Manifest, ModelWriter, read_manifest
 from stablesr_jax.config import ModelConfig
@@ -27,13 +26,6 @@ def export(
   """Replaces the model folder at `path`, whole or not at all. All processes call it; the first one writes."""
   whole = jax.jit(lambda p: p, out_shardings=replicated(mesh))(params)  # of sharded parameters, too
   exported = stage.export(whole, batch)
-  if jax.process_index() == 0:
-    _write(exported, config, path)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices("exported")
-
-
-def _write(exported: Export, config: TrainConfig, path: pathlib.Path) -> None:
   sampling = config.sampling
   if exported.architecture.autoencoder is not None and not exported.architecture.autoencoder.cfw:
     sampling = dataclasses.replace(sampling, fidelity_weight=0.0)
