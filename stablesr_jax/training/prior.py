@@ -23,6 +23,7 @@ from stablesr_jax.training.stage import (
   is_modulation,
   keys_for,
   load,
+  load_latents,
   normal,
   null_prompt,
   open_model,
@@ -52,11 +53,7 @@ class Prior:
 
   @functools.cached_property
   def frozen(self) -> Params:
-    has_prompt = self._manifest.architecture.unet is not None
-    parts = ("autoencoder", NULL_PROMPT) if has_prompt else ("autoencoder",)
-    loaded = load(self._config, self._manifest, parts, self._mesh)
-    if not has_prompt:
-      loaded[NULL_PROMPT] = null_prompt(self._unet_config.context_dim, self._mesh)
+    loaded = load_latents(self._config, self._manifest, self._unet_config.context_dim, self._mesh)
     return computed(loaded, self._config)
 
   def init(self, key: jax.Array) -> Params:

@@ -25,9 +25,9 @@ from stablesr_jax.training.stage import (
   is_modulation,
   keys_for,
   load,
+  load_latents,
   merge,
   normal,
-  null_prompt,
   open_model,
   prepare_pairs,
   split,
@@ -66,11 +66,7 @@ class Restorer:
 
   @functools.cached_property
   def frozen(self) -> Params:
-    has_prompt = self._manifest.architecture.unet is not None
-    parts = ("autoencoder", NULL_PROMPT) if has_prompt else ("autoencoder",)
-    loaded = load(self._config, self._manifest, parts, self._mesh)
-    if not has_prompt:
-      loaded[NULL_PROMPT] = null_prompt(self._unet.config.context_dim, self._mesh)
+    loaded = load_latents(self._config, self._manifest, self._unet.config.context_dim, self._mesh)
     loaded["unet"] = {} if self._train_prior else split(self._source_unet(), is_modulation)[1]
     return computed(loaded, self._config)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from stablesr_jax.checkpoints.store import Manifest, load_params, read_manifest
+from stablesr_jax.checkpoints.store import NULL_PROMPT, Manifest, load_params, read_manifest
 from stablesr_jax.config import ModelConfig, to_json
 from stablesr_jax.degradation import degrade_pairs
 from stablesr_jax.degradation.resize import resize
@@ -134,6 +134,15 @@ def load(config: TrainConfig, manifest: Manifest, parts: tuple[str, ...], mesh: 
 def apply(module: nn.Module, params: Params, *args: Any, method: str | None = None) -> Any:
   """A module's answer with these parameters."""
   return module.apply({"params": params}, *args, method=method)
+
+
+def load_latents(
+  config: TrainConfig, manifest: Manifest, context_dim: int, mesh: jax.sharding.Mesh
+) -> dict[str, Params]:
+  """What every diffusion stage finds in the starting model: "autoencoder", and "null_prompt" or a stand-in for it."""
+  if manifest.architecture.unet is not None:
+    return load(config, manifest, ("autoencoder", NULL_PROMPT), mesh)
+  return load(config, manifest, ("autoencoder",), mesh) | {NULL_PROMPT: null_prompt(context_dim, mesh)}
 
 
 def computed(params: Params, config: TrainConfig) -> Params:
