@@ -111,7 +111,7 @@ def _micro_data(data: DataConfig) -> DataConfig:
 
 def restorer(source: SourceConfig = PAIRS, **changes: Any) -> TrainConfig:
   """Twenty steps of the restorer from models/prior, large enough to be seen in the loss."""
-  optimizer = OptimizerConfig(learning_rate=1e-3, clip_norm=1.0, ema_decay=0.9)
+  optimizer = OptimizerConfig(learning_rate=3e-4, clip_norm=1.0, ema_decay=0.9)
   base = dataclasses.replace(
     micro("tiny_restorer"), model_path="models/prior", optimizer=optimizer, steps=20, batch_size=8, checkpoint_every=20
   )
