@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from stablesr_jax import tiling
 from stablesr_jax.compilation import compiler_options
 from stablesr_jax.config import ComputeConfig, ModelConfig
 from stablesr_jax.diffusion.samplers import Steps, guide, step
 from stablesr_jax.models import winograd
-from stablesr_jax.models.components import Params, flat, modules
+from stablesr_jax.models.components import Params, modules
 from stablesr_jax.parallel import batched, replicated
 
 
@@ -37,6 +37,8 @@ class Denoiser:
   """The compiled networks of the diffusion.
 
   Attributes:
+    params: the parameters of its parts. The trees are its own, the arrays in them the caller's; `prepare` takes those
+      out of the trees that the networks then read no more.
     tile_batch: tiles in one call of the network, a multiple of the mesh's devices; fixed, so that pictures of any
       size run the same program. None: chosen at the first run and kept.
   """
@@ -47,7 +49,9 @@ class Denoiser:
   ):  # fmt: skip
     parts: dict[str, Any] = modules(config, compute)
     self._unet, self._encoder = parts["unet"], parts["time_aware_encoder"]
-    self._params = {part: {"params": params[part]} for part in ("unet", "time_aware_encoder")}
+    self.params = {part: unflatten_dict(flatten_dict(params[part])) for part in ("unet", "time_aware_encoder")}
+    self._prepared = False
+    self._params: dict[str, Any] = {part: {"params": tree} for part, tree in self.params.items()}
     self._mesh = mesh
     self.tile_batch = tile_batch and -(-tile_batch // mesh.size) * mesh.size
     self._condition = jax.jit(self._condition_impl)
@@ -62,21 +66,28 @@ class Denoiser:
   def prepare(self, tile: int) -> None:
     """Computes what the layers derive from their parameters alone, where that pays (see `layers.Conv`).
 
-    Done once, at the first run; runs with other tiles use the same.
+    Done once, at the first run; runs with other tiles use the same. What it is derived from is dropped layer by layer,
+    so that no more than one layer's parameters are there twice.
 
     Args:
       tile: in latent pixels.
     """
-    if "prepared" in self._params["unet"]:
+    if self._prepared:
       return
     # Only the layers know which of them prepare; computed one by one, alike layers share a program.
     wanted = jax.eval_shape(functools.partial(self._wanted, tile), self._params)
     for part, variables in self._params.items():
-      kernels, prepared = flat(variables["params"]), {}
-      for path, filters in flat(wanted[part]).items():
-        kernel = kernels[path.removesuffix("filters") + "kernel"]
-        prepared[path] = self._transform(kernel, enlarge=len(filters) == 9)
-      self._params[part] = variables | {"prepared": unflatten_dict(prepared, sep="/")}
+      for (*path, name), filters in flatten_dict(wanted[part]).items():
+        layer, prepared = (
+          functools.reduce(lambda tree, key: tree.setdefault(key, {}), path, variables.setdefault(collection, {}))
+          for collection in ("params", "prepared")
+        )
+        if "kernel" in layer:  # else an interrupted call did this layer
+          # Awaited, or the kernels of all layers would wait for their turn.
+          enlarge = len(jax.tree.leaves(filters)) == 9
+          prepared[name] = jax.block_until_ready(self._transform(layer["kernel"], enlarge=enlarge))
+          del layer["kernel"]
+    self._prepared = True
 
   def _wanted(self, tile: int, params) -> dict[str, Any]:
     c = self._unet.config

@@ -67,11 +67,13 @@ class StableSR:
         raise ValueError(f"{manifest.name}: this model has no {part.replace('_', ' ')}, so it cannot restore pictures")
     assert self.config.autoencoder is not None
     self._mesh = mesh or data_mesh()
-    self._compute, self._params, self._path = compute, params, model_path
+    self._compute, self._path = compute, model_path
     self._autoencoder = modules(self.config, compute)["autoencoder"]
     self._autoencoder_config = self.config.autoencoder
     self._autoencoder_tile = max(autoencoder_tile // _PAD_TO, 1) * _PAD_TO
     self.denoiser = Denoiser(self.config, params, compute, self._mesh, tile_batch)
+    # With the denoiser's own trees, so that what it drops is freed.
+    self._params = params | self.denoiser.params
     jit = functools.partial(jax.jit, compiler_options=compiler_options())
     self._encode, self._decode = jit(self._encode_impl), jit(self._decode_impl)
     self._decode_piece = jit(self._decode_piece_impl)

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from stablesr_jax import config as configs
@@ -28,7 +27,9 @@ def difference(a: jax.Array, b: jax.Array) -> float:
 
 
 @pytest.mark.parametrize("enlarge", [False, True])
-@pytest.mark.parametrize("shape", [(1, 2, 4, 8), (2, 6, 4, 24), (1, 34, 34, 8)])
+@pytest.mark.parametrize(
+  "shape", [(1, 2, 4, 8), (2, 6, 4, 24), (1, 34, 34, 8), (2, 5, 8, 8), (1, 1, 1, 8), (1, 33, 35, 8)]
+)
 def test_equals_the_direct_way(shape, enlarge):
   """Odd numbers of 2x2 results, few patches and many, several images."""
   x, kernel = normal(0, *shape), normal(1, 3, 3, shape[-1], 12)
@@ -47,15 +48,15 @@ def test_a_layer_uses_what_it_prepared():
   expected, prepared = layer.apply(params, x, mutable=["prepared"])
   assert prepared["prepared"]
   assert difference(layer.apply({**params, **prepared}, x), expected) < 1e-5
-  # Images that do not divide into its patches go the direct way.
-  odd = x[:, :15]
-  np.testing.assert_array_equal(layer.apply({**params, **prepared}, odd), layer.apply(params, odd))
+  # Whatever the size, without the kernel.
+  odd, bias_alone = x[:, :15, :3], {"params": {"bias": params["params"]["bias"]}}
+  assert difference(layer.apply({**bias_alone, **prepared}, odd), layer.apply(params, odd)) < 1e-5
 
 
 def test_only_large_float32_layers_prepare():
   for layer, x in (
     (conv(64, ComputeConfig(dtype="bfloat16")), normal(0, 1, 16, 16, 64)),
-    (conv(64, ComputeConfig()), normal(0, 1, 8, 8, 64)),
+    (conv(64, ComputeConfig()), normal(0, 1, 7, 8, 64)),
     (conv(8, ComputeConfig()), normal(0, 1, 16, 16, 64)),
     (conv(64, ComputeConfig(), size=1), normal(0, 1, 16, 16, 64)),
     (conv(64, ComputeConfig(), stride=2), normal(0, 1, 16, 16, 64)),
@@ -75,5 +76,16 @@ def test_a_prepared_denoiser_predicts_the_same():
   predict = lambda: denoiser._predict(denoiser._params, x, lr, 1, conditions)
   expected = predict()
   denoiser.prepare(tile=32)
-  assert any("filters" in name for name in flat(denoiser._params["unet"]["prepared"]))
+  [prepared, kept] = (set(flat(denoiser._params["unet"][name])) for name in ("prepared", "params"))
+  assert prepared
   assert difference(predict(), expected) < 1e-5
+  # What it reads no more is dropped, from its own tree only.
+  assert set(flat(params["unet"])) - kept == {name.replace("filters", "kernel") for name in prepared}
+  # Another tile size, a smallest level of odd size, and a restart from an interrupted preparation.
+  whole = Denoiser(config, params, ComputeConfig(), data_mesh(jax.devices()[:1]), 1)
+  x, lr = x[:, :24, :8], lr[:, :24, :8]
+  assert difference(predict(), whole._predict(whole._params, x, lr, 1, conditions)) < 1e-5
+  denoiser._prepared = False
+  denoiser.prepare(tile=32)
+  assert set(flat(denoiser._params["unet"]["prepared"])) == prepared
+  predict()

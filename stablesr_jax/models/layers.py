@@ -43,14 +43,14 @@ class Conv(nn.Conv):
   """A convolution, after nearest-neighbour enlargement by 2 if `enlarge`.
 
   Applied with a mutable collection "prepared", it puts its transformed filters there if they make it faster (see
-  `winograd`); applied with that collection, it uses them.
+  `winograd`); applied with that collection, it uses them, and needs its kernel no more.
   """
 
   enlarge: bool = False
 
   def __call__(self, inputs: jax.Array) -> jax.Array:
     """(B, H, W, C) -> (B, H', W', features)."""
-    if self.has_variable("prepared", "filters") and (self.enlarge or winograd.divides(inputs)):
+    if self.has_variable("prepared", "filters"):
       convolve = winograd.convolve_enlarged if self.enlarge else winograd.convolve
       y = convolve(inputs, self.get_variable("prepared", "filters"))
       return y + self.get_variable("params", "bias")[None, None, None]

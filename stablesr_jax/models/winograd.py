@@ -21,15 +21,10 @@ _ENLARGING_POINTS = np.array([[1, 0, 0], [1, 1, 1], [0, 0, 1]], np.float32)
 _FEW_PATCHES = 256
 
 
-def divides(x: jax.Array) -> bool:
-  """Whether images (B, H, W, C) divide into the 2x2 results of `convolve`."""
-  return x.shape[1] % 2 == 0 and x.shape[2] % 2 == 0
-
-
 def pays(x: jax.Array, y: jax.Array) -> bool:
   """Whether `convolve` is faster from x to y than XLA's own convolution, and worth the filters' memory."""
-  large = x.shape[1] * x.shape[2] >= 256 and min(x.shape[-1], y.shape[-1]) >= 64
-  return jax.default_backend() == "cpu" and y.dtype == jnp.float32 and divides(x) and large
+  large = x.shape[1] * x.shape[2] >= 64 and min(x.shape[-1], y.shape[-1]) >= 64
+  return jax.default_backend() == "cpu" and y.dtype == jnp.float32 and large
 
 
 def transform(kernel: jax.Array, *, enlarge: bool = False) -> list[jax.Array]:
@@ -45,19 +40,20 @@ def convolve(x: jax.Array, filters: Sequence[jax.Array]) -> jax.Array:
   """A 3x3 convolution, stride 1, zero padding of 1.
 
   Args:
-    x: (B, H, W, C) float32, H and W even.
+    x: (B, H, W, C) float32.
     filters: 16 of (D, C), from `transform`.
 
   Returns:
     (B, H, W, D).
   """
   _, height, width, _ = x.shape
-  padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  # Results come in patches of 2x2: where a side is odd, the last row or column of them is one too many.
+  padded = jnp.pad(x, ((0, 0), (1, 1 + height % 2), (1, 1 + width % 2), (0, 0)))
   to_points = lambda p: [p[0] - p[2], p[1] + p[2], p[2] - p[1], p[1] - p[3]]
   from_points = lambda p: [p[0] + p[1] + p[2], p[1] - p[2] - p[3]]
-  lines = to_points([padded[:, i : i + height - 1 : 2] for i in range(4)])
-  patches = [to_points([line[:, :, j : j + width - 1 : 2] for j in range(4)]) for line in lines]
-  return _products(patches, filters, from_points)
+  lines = to_points([padded[:, i : i + height : 2] for i in range(4)])
+  patches = [to_points([line[:, :, j : j + width : 2] for j in range(4)]) for line in lines]
+  return _products(patches, filters, from_points)[:, :height, :width]
 
 
 def convolve_enlarged(x: jax.Array, filters: Sequence[jax.Array]) -> jax.Array:
