@@ -110,7 +110,7 @@ def checkpoints(folder: pathlib.Path) -> list[int]:
 
 def state_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
   """The last checkpoint's arrays by path."""
-  state: Any = ocp.load(str((folder / "checkpoints" / str(checkpoints(folder)[-1]) / "state").resolve()))
+  state: Any = ocp.load(str((folder / "checkpoints" / str(checkpoints(folder)[-1])).resolve()))
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(state)}
 
 
@@ -214,9 +214,6 @@ def test_the_restorer_changes_what_steers_the_prior_alone(recipe, name):
   for path in state:
     assert "autoencoder" not in path and "null_prompt" not in path
     assert "unet" not in path or "['sft']" in path, path
-  # The average of few steps is close to the start, but all that is trained has moved.
-  gradients = [path for path in state if ".nu" in path or "['nu']" in path]
-  assert gradients and all(np.any(state[path]) for path in gradients if path.endswith("['bias']"))
 
 
 def test_cfw_changes_its_own_blocks_alone(recipe):
@@ -299,7 +296,7 @@ def at_step(folder: pathlib.Path, step: int) -> Callable[[], bool]:
   return lambda: file.exists() and f'"step": {step},' in file.read_text()
 
 
-LONG = "restorer(steps=150)"
+LONG = "restorer(steps=150, batch_size=2)"
 EVERY = ("--checkpoint-every", 7)
 
 
@@ -338,6 +335,11 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(place):
     place.wait(process, name, STOPPED)
   last = max(metrics(place.folder / name))
   assert checkpoints(place.folder / name) == [last] and 10 <= last < 150
+
+
+def test_all_that_is_trained_has_a_gradient(uninterrupted):
+  squares = {path: value for path, value in state_of(uninterrupted).items() if "['nu']" in path}
+  assert squares and [path for path, value in squares.items() if not np.any(value)] == []
 
 
 # The set for CFW.
@@ -387,10 +389,10 @@ def test_a_restorer_learns_four_photographs_by_heart(place):
       (place.folder / "crops" / name).mkdir(parents=True, exist_ok=True)
       image.save(place.folder / "crops" / name / f"{number}.png")
   autoencoder = "learned(AutoencoderStage(kl_weight=1e-6, perceptual_weight=0.0, adversarial_weight=0.0)"
-  first = place.run(autoencoder + ", steps=300, batch_size=4)", "runs/learned_autoencoder")
-  limit = metrics(first, "validation/psnr/ours")[300]
+  place.run(autoencoder + ", steps=300, batch_size=4)", "runs/learned_autoencoder")
   restorer = "learned(RestorerStage(train_prior=True), model_path='runs/learned_autoencoder/model'"
-  folder = place.run(restorer + ", steps=600, batch_size=8)", "runs/learned")
-  loss = metrics(folder)
-  bicubic, ours = (metrics(folder, f"validation/psnr/{name}")[600] for name in ("lr, bicubic", "ours"))
-  print(limit, loss, bicubic, ours)
+  folder = place.run(restorer + ", steps=350, batch_size=8)", "runs/learned")
+  loss = metrics(folder)  # of noise of variance 1
+  assert loss[20] > 0.3 and np.mean([loss[step] for step in (320, 340, 350)]) < 0.06, loss
+  bicubic, ours = (metrics(folder, f"validation/psnr/{name}")[350] for name in ("lr, bicubic", "ours"))
+  assert ours > bicubic + 1.5
