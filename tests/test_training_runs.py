@@ -382,7 +382,7 @@ def test_a_damaged_sample_is_skipped_and_counted(recipe):
 
 
 def test_a_restorer_learns_four_photographs_by_heart(place):
-  photograph = Image.open(ROOT / "examples" / "photo.png").convert("RGB")
+  photograph = Image.open(ROOT / "tests" / "photograph.png").convert("RGB")
   for number, (left, top) in enumerate([(0, 0), (64, 0), (0, 64), (64, 64)]):
     hr = photograph.crop((left, top, left + 64, top + 64))
     for name, image in (("hr", hr), ("lr", hr.resize((16, 16), Image.Resampling.BICUBIC))):
