@@ -4,8 +4,8 @@
     python train.py --config configs/tiny_autoencoder.py --workdir runs/tiny_autoencoder
 
 Any machine: 2 CPU cores and 4 GB of memory. Not in the paper, which starts from Stable Diffusion's autoencoder:
-downsampling 4 and 8 channels instead of 8 and 4, a quarter of the width, fewer groups in norms, no attention; no LPIPS,
-whose weights are not free to ship.
+downsampling 4 and 16 channels instead of 8 and 4, a quarter of the width, norms of a single group, no attention; no
+LPIPS, whose weights are not free to ship.
 """
 
 from stablesr_jax import config as sizes
@@ -25,7 +25,13 @@ def get_config() -> TrainConfig:
     steps=2_000,
     batch_size=16,
     optimizer=OptimizerConfig(
-      learning_rate=2e-3, schedule="cosine", warmup_steps=50, weight_decay=0.0, clip_norm=1.0, ema_decay=0.995
+      learning_rate=1e-3,
+      schedule="cosine",
+      warmup_steps=50,
+      betas=(0.9, 0.95),
+      weight_decay=0.0,
+      clip_norm=1.0,
+      ema_decay=0.99,
     ),
     compute=ComputeConfig(),
     log_every=20,

@@ -24,7 +24,7 @@ def get_config() -> TrainConfig:
     ),
     data=data,
     steps=800,
-    batch_size=16,
+    batch_size=8,
     seed=0,
     validation=ValidationConfig(data, images=6, every=400),
   )

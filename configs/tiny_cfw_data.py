@@ -8,7 +8,6 @@ Any machine: 2 CPU cores and 4 GB of memory. The paper makes 100,000 samples of 
 import dataclasses
 
 from configs import tiny_restorer
-from stablesr_jax.config import SamplingConfig
 from stablesr_jax.degradation import PRESETS
 from stablesr_jax.training.config import CfwDataStage, TrainConfig
 
@@ -16,9 +15,8 @@ from stablesr_jax.training.config import CfwDataStage, TrainConfig
 def get_config() -> TrainConfig:
   return dataclasses.replace(
     tiny_restorer.get_config(),
-    stage=CfwDataStage(degradation=PRESETS["stablesr_512"], count=2_048),
+    stage=CfwDataStage(degradation=PRESETS["stablesr_512"], count=1_600),
     model_path="runs/tiny_restorer/model",
-    sampling=SamplingConfig(steps=4, start_step=400, tile_size=128, tile_overlap=32),
     batch_size=32,
     seed=1,
   )

@@ -18,5 +18,5 @@ def get_config() -> TrainConfig:
     base,
     stage=RestorerStage(degradation=PRESETS["stablesr_512"]),
     model_path="runs/tiny_prior/model",
-    steps=900,
+    steps=1_400,
   )

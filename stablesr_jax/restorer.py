@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from stablesr_jax import color, tiling
-from stablesr_jax.checkpoints.store import NULL_PROMPT, Manifest, load_params, read_manifest
+from stablesr_jax.checkpoints.store import EMBEDDED, NULL_PROMPT, Manifest, load_params, read_manifest
 from stablesr_jax.compilation import compiler_options
 from stablesr_jax.config import ComputeConfig, SamplingConfig
 from stablesr_jax.degradation.resize import resize
@@ -82,7 +82,7 @@ class StableSR:
   @classmethod
   def load(
     cls,
-    path: str | os.PathLike,
+    path: str | os.PathLike = EMBEDDED,
     *,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     devices: Sequence[Any] | None = None,
@@ -92,7 +92,8 @@ class StableSR:
     """Loads a converted model.
 
     Args:
-      path: a folder written by `convert_weights.py`.
+      path: a folder written by `convert_weights.py` or `train.py`; by default the small model that ships with the
+        package.
       precision: of the computation; "auto" is float32 on CPU and bfloat16 on GPU and TPU.
       devices: that share the work; by default all.
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from PIL import Image, ImageCms
 
 from stablesr_jax import SamplingConfig, StableSR
 from stablesr_jax import config as configs
-from stablesr_jax.checkpoints.store import NULL_PROMPT, Manifest, ModelWriter
+from stablesr_jax.checkpoints.store import NULL_PROMPT, Manifest, ModelWriter, load_params, read_manifest
 from stablesr_jax.cli import convert, infer
 from tests.tiny import photograph, random_params
 
@@ -341,7 +342,34 @@ def test_a_required_option_that_is_missing(capsys):
   with pytest.raises(SystemExit, match="2"):
     infer.main(["--input", "photo.png"])
   line = one_error(capsys)
-  assert "--output" in line and "--model" in line
+  assert "--output" in line
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_model_folder_is_stored_in_another_dtype(model, tmp_path, capsys, dtype):
+  output = tmp_path / "small"
+  assert convert.main(["--input", str(model), "--output", str(output), "--dtype", dtype]) == 0
+  before, after = read_manifest(model), read_manifest(output)
+  assert after == dataclasses.replace(before, name="small", dtype=dtype)
+  files = lambda folder: sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+  assert files(output) < 0.6 * files(model)
+  for part in ("unet", NULL_PROMPT):
+    [old, new] = (load_params(folder, manifest, [part]) for folder, manifest in ((model, before), (output, after)))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.astype(dtype), b), old, new)
+
+
+def test_a_model_folder_that_cannot_be_stored(model, tmp_path, capsys):
+  call = lambda *options: convert.main(["--input", str(model), *map(str, options)])
+  assert call("--output", model) == 2
+  assert "is the input" in one_error(capsys, "convert_weights.py")
+  assert call("--output", tmp_path / "new", "--prediction", "v") == 2
+  assert "has its --prediction" in one_error(capsys, "convert_weights.py")
+  broken = tmp_path / "broken"
+  shutil.copytree(model, broken)
+  shutil.rmtree(broken / "unet")
+  assert convert.main(["--input", str(broken), "--output", str(tmp_path / "new")]) == 2
+  assert f"{broken / 'unet'}: " in one_error(capsys, "convert_weights.py")
+  assert tree(tmp_path / "new") == []
 
 
 @pytest.mark.parametrize(

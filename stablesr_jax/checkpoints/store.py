@@ -18,6 +18,8 @@ from stablesr_jax.models import lpips
 from stablesr_jax.models.components import COMPONENTS, Params, abstract_params
 
 FORMAT = 1
+# The small model that the package brings along, trained with this code.
+EMBEDDED = pathlib.Path(__file__).resolve().parents[1] / "assets" / "tiny"
 MANIFEST = "model.json"
 NULL_PROMPT = "null_prompt"
 LPIPS_PART = "lpips"
@@ -174,6 +176,40 @@ def load_params(
       abstract = {part: jax.ShapeDtypeStruct((77, manifest.architecture.unet.context_dim), np.float32)}
       loaded[part] = _load(path / part, abstract, dtype, sharding)[part]
   return loaded
+
+
+def store_as(path: str | os.PathLike, output: str | os.PathLike, dtype: str) -> Manifest:
+  """Writes a converted model again with its parameters in another dtype, under the new folder's name.
+
+  Args:
+    path: a converted model.
+    output: the folder to write; it appears only when complete.
+    dtype: of the stored parameters: float32, bfloat16 or float16.
+
+  Raises:
+    ValueError: `path` is no converted model or a damaged one, a parameter is beyond the dtype's range, or `output` is
+      something else or the same folder.
+  """
+  manifest, output = read_manifest(path), pathlib.Path(output)
+  if output.resolve() == pathlib.Path(path).resolve():
+    raise ValueError(f"{output}: is the input; choose another output")
+  parts = [part for part in COMPONENTS if getattr(manifest.architecture, part) is not None]
+  if manifest.architecture.unet is not None:
+    parts.append(NULL_PROMPT)
+  writer = ModelWriter(output)
+  try:
+    for part in parts:
+      params = load_params(path, manifest, [part])[part]
+      params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(np.dtype(dtype)), {part: params})
+      if not all(np.isfinite(leaf.astype(np.float32)).all() for leaf in jax.tree.leaves(params)):
+        raise ValueError(f"{path}: {part} has values beyond the range of {dtype}")
+      writer.write(part, params if part == NULL_PROMPT else params[part])
+    manifest = dataclasses.replace(manifest, name=output.resolve().name, dtype=dtype)
+    writer.commit(manifest)
+  except BaseException:
+    writer.discard()
+    raise
+  return manifest
 
 
 def load_lpips(

@@ -28,11 +28,15 @@ class Arguments:
 
       python convert_weights.py --input vgg16-397923af.pth vgg.pth --output models/lpips
 
+  A model folder as the only input, for instance one that `train.py` exported, is stored again with another --dtype:
+
+      python convert_weights.py --input runs/cfw_512/model --output models/mine --dtype bfloat16
+
   No code in a file is ever run.
   """
 
   input: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE...")]
-  """files, diffusers folders or hf://owner/repo/file (a mirror: HF_ENDPOINT); with --to-pytorch one model folder"""
+  """files, diffusers folders or hf://owner/repo/file (a mirror: HF_ENDPOINT), or one model folder"""
   output: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR")] = None
   """the model folder to write"""
   to_pytorch: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="FILE.safetensors")] = None
@@ -54,6 +58,7 @@ def _main(arguments: Arguments) -> int:
   from stablesr_jax.checkpoints.convert import convert
   from stablesr_jax.checkpoints.export import export
   from stablesr_jax.checkpoints.hub import resolve
+  from stablesr_jax.checkpoints.store import MANIFEST, store_as
 
   if not arguments.input:
     raise ValueError("--input: give one or more files or folders")
@@ -67,6 +72,12 @@ def _main(arguments: Arguments) -> int:
       print(path)
     return 0
   assert arguments.output is not None
+  if len(inputs) == 1 and (inputs[0] / MANIFEST).is_file():
+    if (arguments.prediction, arguments.architecture) != ("auto", "auto"):
+      raise ValueError(f"{inputs[0]}: a model folder has its --prediction and --architecture already")
+    store_as(inputs[0], arguments.output, arguments.dtype)
+    print(arguments.output)
+    return 0
   convert(
     inputs,
     arguments.output,

@@ -25,7 +25,8 @@ def _own(metavar: str):
 class Arguments:
   """Enlarges and restores photographs. Settings that are not given are the model's own.
 
-      python infer.py --model models/stablesr_512 --input photo.jpg --output restored.png
+      python infer.py --input photo.jpg --output restored.png
+      python infer.py --input photo.jpg --output restored.png --model models/stablesr_512
 
   A folder is restored with all the folders in it, into the same tree under --output; pictures that are already
   there are left alone, so a run that was stopped goes on where it was.
@@ -35,8 +36,11 @@ class Arguments:
   """a picture, or a folder of pictures"""
   output: Annotated[pathlib.Path, tyro.conf.arg(metavar="FILE|FOLDER")]
   """a file (.png, .jpg, .webp, .tif, .avif), or a folder, where pictures become .png"""
-  model: Annotated[pathlib.Path, tyro.conf.arg(metavar="FOLDER")]
-  """a model folder made by convert_weights.py"""
+  model: Annotated[
+    pathlib.Path | None,
+    tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: the small one that ships with the package)"),
+  ] = None
+  """a model folder made by convert_weights.py or train.py"""
   scale: float = 4.0
   """how much larger the sides become"""
   sampler: Annotated[Literal["ddpm", "ddim"] | None, _own("ddpm|ddim")] = None
@@ -100,14 +104,15 @@ def _main(arguments: Arguments) -> int:
 
   import jax
 
-  from stablesr_jax.checkpoints.store import read_manifest
+  from stablesr_jax.checkpoints.store import EMBEDDED, read_manifest
   from stablesr_jax.compilation import enable_cache
   from stablesr_jax.restorer import StableSR
 
-  sampling = _sampling(arguments, read_manifest(arguments.model).sampling)
+  folder = arguments.model or EMBEDDED
+  sampling = _sampling(arguments, read_manifest(folder).sampling)
   enable_cache(arguments.compile_cache)
   model = StableSR.load(
-    arguments.model,
+    folder,
     precision=arguments.precision,
     tile_batch=arguments.tile_batch,
     autoencoder_tile=arguments.autoencoder_tile,

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from stablesr_jax.checkpoints.convert import convert
 from stablesr_jax.checkpoints.export import export
@@ -116,6 +117,18 @@ def test_text_encoder(conversion):
   np.testing.assert_allclose(mean_std, data["embedding_mean_std"], rtol=1e-3, atol=1e-5)
   null_prompt = load_params(conversion.model, read_manifest(conversion.model), [NULL_PROMPT])[NULL_PROMPT]
   np.testing.assert_allclose(null_prompt, model.apply("text_encoder", tokenize([""]))[0], atol=1e-4)
+
+
+def test_a_photograph(conversion, tmp_path):
+  """Random weights paint noise; wavelet colour correction keeps the photograph's low frequencies beneath it."""
+  source, target = ROOT / "examples" / "degraded" / "astronaut.png", tmp_path / "restored.png"
+  command = [sys.executable, str(ROOT / "infer.py"), "--input", str(source), "--output", str(target)]
+  options = ["--model", str(conversion.model), "--steps", "4", "--color-fix", "wavelet"]
+  subprocess.run([*command, *options], check=True)
+  with Image.open(source) as before, Image.open(target) as after:
+    assert after.size == (4 * before.width, 4 * before.height)
+    low = [np.asarray(image.convert("RGB").resize((4, 4), Image.Resampling.BOX), float) for image in (before, after)]
+  assert np.abs(low[0] - low[1]).mean() < 8
 
 
 def test_round_trip_to_pytorch(conversion, tmp_path):
