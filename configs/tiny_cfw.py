@@ -20,11 +20,11 @@ def get_config() -> TrainConfig:
   return dataclasses.replace(
     base,
     stage=CfwStage(
-      perceptual_weight=0.0, adversarial_weight=0.01, adversarial_start=501, discriminator=DiscriminatorConfig(width=32)
+      perceptual_weight=0.0, adversarial_weight=0.01, adversarial_start=201, discriminator=DiscriminatorConfig(width=32)
     ),
     data=data,
-    steps=800,
+    steps=500,
     batch_size=8,
     seed=0,
-    validation=ValidationConfig(data, images=6, every=400),
+    validation=ValidationConfig(data, images=6, every=250),
   )
