@@ -18,5 +18,5 @@ def get_config() -> TrainConfig:
     base,
     stage=RestorerStage(degradation=PRESETS["stablesr_512"]),
     model_path="runs/tiny_prior/model",
-    steps=1_100,
+    steps=700,
   )
