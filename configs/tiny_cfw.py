@@ -23,8 +23,8 @@ def get_config() -> TrainConfig:
       perceptual_weight=0.0, adversarial_weight=0.01, adversarial_start=201, discriminator=DiscriminatorConfig(width=32)
     ),
     data=data,
-    steps=400,
+    steps=360,
     batch_size=8,
     seed=0,
-    validation=ValidationConfig(data, images=6, every=200),
+    validation=ValidationConfig(data, images=6, every=180),
   )

@@ -15,7 +15,7 @@ from stablesr_jax.training.config import CfwDataStage, TrainConfig
 def get_config() -> TrainConfig:
   return dataclasses.replace(
     tiny_restorer.get_config(),
-    stage=CfwDataStage(degradation=PRESETS["stablesr_512"], count=1_024),
+    stage=CfwDataStage(degradation=PRESETS["stablesr_512"], count=768),
     model_path="runs/tiny_restorer/model",
     batch_size=32,
     seed=1,

@@ -8,6 +8,7 @@ Any machine: 2 CPU cores and 4 GB of memory. As in the paper but for the size: c
 import dataclasses
 
 from configs import tiny_prior
+from stablesr_jax.config import SamplingConfig
 from stablesr_jax.degradation import PRESETS
 from stablesr_jax.training.config import RestorerStage, TrainConfig
 
@@ -18,5 +19,7 @@ def get_config() -> TrainConfig:
     base,
     stage=RestorerStage(degradation=PRESETS["stablesr_512"]),
     model_path="runs/tiny_prior/model",
+    # Few steps from a little noise: from more, a model of this size invents texture of its own.
+    sampling=SamplingConfig(sampler="ddim", steps=4, start_step=250, tile_size=64, tile_overlap=16),
     steps=700,
   )
