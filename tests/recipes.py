@@ -116,7 +116,8 @@ def restorer(source: SourceConfig = PAIRS, **changes: Any) -> TrainConfig:
     micro("tiny_restorer"), model_path="models/prior", optimizer=optimizer, steps=20, batch_size=8, checkpoint_every=20
   )
   data = dataclasses.replace(base.data, sources=(source,))
-  return dataclasses.replace(base, data=data, validation=None, **changes)
+  model = dataclasses.replace(base.model, diffusion=MICRO.diffusion)  # as models/prior predicts
+  return dataclasses.replace(base, data=data, model=model, validation=None, **changes)
 
 
 CROPS = SourceConfig("pairs", ("crops/hr",), ("crops/lr",))
