@@ -32,10 +32,8 @@ CAPTION = 28
 def main() -> None:
   model = StableSR.load()
   rows = []
-  for name, (left, top, seed) in PARTS.items():
-    original = getattr(skimage.data, name)()[top : top + SIDE, left : left + SIDE]
-    height, width = (side // 64 * 64 for side in original.shape[:2])
-    image = jnp.asarray(original[None, :height, :width] / np.float32(255))
+  for name, (_, _, seed) in PARTS.items():
+    image = jnp.asarray(original(name)[None] / np.float32(255))
     low = np.asarray(degrade(jax.random.key(seed)[None], image, PRESETS["stablesr_512"])[0])
     degraded = Image.fromarray(np.round(low * 255).astype(np.uint8))
     restored = model.upscale(degraded, scale=SCALE)
@@ -47,6 +45,14 @@ def main() -> None:
   SHEET.parent.mkdir(exist_ok=True)
   sheet(rows).save(SHEET, optimize=True)
   print(SHEET)
+
+
+def original(name: str) -> np.ndarray:
+  """The part of a photograph that is degraded, (H, W, 3) uint8, sides at most SIDE and divisible by 64."""
+  left, top, _ = PARTS[name]
+  part = getattr(skimage.data, name)()[top : top + SIDE, left : left + SIDE]
+  height, width = (side // 64 * 64 for side in part.shape[:2])
+  return part[:height, :width]
 
 
 def sheet(rows: list[list[Image.Image]]) -> Image.Image:

@@ -334,7 +334,7 @@ def test_a_killed_run_goes_on_to_the_bit(place, uninterrupted):
 
 def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(place):
   name = "runs/stopped"
-  processes = start_two(place, "restorer(steps=150, batch_size=4)", name)
+  processes = start_two(place, LONG, name)
   kill_when(processes[1], at_step(place.folder / name, 10), signal.SIGTERM)
   for process in processes:
     place.wait(process, name, STOPPED)

@@ -199,8 +199,8 @@ def store_as(path: str | os.PathLike, output: str | os.PathLike, dtype: str) -> 
   writer = ModelWriter(output)
   try:
     for part in parts:
-      params = load_params(path, manifest, [part])[part]
-      params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(np.dtype(dtype)), {part: params})
+      params = load_params(path, manifest, [part])
+      params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(np.dtype(dtype)), params)
       if not all(np.isfinite(leaf.astype(np.float32)).all() for leaf in jax.tree.leaves(params)):
         raise ValueError(f"{path}: {part} has values beyond the range of {dtype}")
       writer.write(part, params if part == NULL_PROMPT else params[part])

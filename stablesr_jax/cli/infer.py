@@ -58,7 +58,7 @@ class Arguments:
   color_fix: Annotated[Literal["adain", "wavelet", "none"] | None, _own("adain|wavelet|none")] = None
   """how colours are held to the input's"""
   tile_size: Annotated[int | None, _own("N")] = None
-  """of a diffusion tile in latent pixels; one is 8 pixels of the result"""
+  """of a diffusion tile in latent pixels; one is 8 pixels of the result, 4 with the model that ships"""
   tile_overlap: Annotated[int | None, _own("N")] = None
   """of neighbouring tiles, in latent pixels"""
   tile_batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
