@@ -2,8 +2,8 @@
 
     python benchmarks/training_curves.py --runs runs/tiny_autoencoder runs/tiny_prior --output curves.png
 
-Each run is a working folder of `train.py`, or its `metrics.jsonl` under another name, and gets a plot of its own: the
-loss, by timestep bands where it has them, and the validation's PSNR. Needs `pip install "stablesr-jax[eval]"`.
+Each run is a working folder of `train.py`, or its `metrics.jsonl` under another name, and gets a column of its own: the
+loss, by timestep bands where it has them, and below it the validation's PSNR. Needs `pip install "stablesr-jax[eval]"`.
 """
 
 import argparse
@@ -39,21 +39,23 @@ def main() -> None:
   parser.add_argument("--runs", type=pathlib.Path, nargs="+", required=True, metavar="FOLDER|FILE")
   parser.add_argument("--output", type=pathlib.Path, required=True, metavar="FILE")
   args = parser.parse_args()
-  figure, axes = pyplot.subplots(1, len(args.runs), figsize=(4.2 * len(args.runs), 3.4), squeeze=False)
-  for run, axis in zip(args.runs, axes[0], strict=True):
+  figure, axes = pyplot.subplots(2, len(args.runs), figsize=(3.6 * len(args.runs), 5), squeeze=False)
+  for run, loss, quality in zip(args.runs, axes[0], axes[1], strict=True):
     lines = read(run)
     names = {name for line in lines for name in line}
     bands = sorted((name for name in names if name.startswith("loss/")), key=lambda name: int(name[6:].split("-")[0]))
     for name in bands or [name for name in ("l1", "loss") if name in names][:1]:
       steps, values = curve(lines, name)
-      axis.plot(steps, smooth(values), label=name)
-    axis.set(title=run.name if run.is_dir() else run.stem, xlabel="step", yscale="log")
-    measured = sorted(name for name in names if name.startswith("validation/psnr/"))
-    right = axis.twinx() if measured else axis
-    for number, name in enumerate(measured):
-      right.plot(*curve(lines, name), "o--", color=f"C{5 + number}", label=name.removeprefix("validation/") + " (dB)")
-      right.legend(fontsize=7, loc="lower right")
-    axis.legend(fontsize=7, loc="upper right")
+      loss.plot(steps, smooth(values), label=name)
+    loss.set(title=run.name if run.is_dir() else run.stem, yscale="log")
+    loss.legend(fontsize=7)
+    for name in sorted(name for name in names if name.startswith("validation/psnr/")):
+      quality.plot(*curve(lines, name), "o--", label=name.removeprefix("validation/psnr/"))
+    if quality.lines:
+      quality.set(xlabel="step", ylabel="PSNR (dB)", xlim=loss.get_xlim())
+      quality.legend(fontsize=7)
+    else:
+      quality.axis("off")
   figure.tight_layout()
   figure.savefig(args.output, dpi=80)
   print(args.output)
