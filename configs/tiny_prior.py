@@ -20,9 +20,9 @@ def get_config() -> TrainConfig:
     stage=PriorStage(),
     model_path="runs/tiny_autoencoder/model",
     data=dataclasses.replace(base.data, crop_size=128),
-    steps=700,
+    steps=3_500,
     optimizer=dataclasses.replace(base.optimizer, learning_rate=1e-3),
     validation=ValidationConfig(
-      DataConfig(tiny_autoencoder.VALIDATION, crop_size=128), images=6, every=350, sampling=SamplingConfig(steps=20)
+      DataConfig(tiny_autoencoder.VALIDATION, crop_size=128), images=6, every=500, sampling=SamplingConfig(steps=20)
     ),
   )

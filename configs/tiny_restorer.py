@@ -21,5 +21,5 @@ def get_config() -> TrainConfig:
     model_path="runs/tiny_prior/model",
     # Few steps from a little noise: from more, a model of this size invents texture of its own.
     sampling=SamplingConfig(sampler="ddim", steps=4, start_step=250, tile_size=64, tile_overlap=16),
-    steps=700,
+    steps=1_000,
   )

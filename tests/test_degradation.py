@@ -68,6 +68,9 @@ def test_pairs_are_the_sharpened_image_and_its_degradation():
   assert np.abs(high - images).max() > 0.01
   np.testing.assert_allclose(low, degrade(key, images, sharpened), atol=1e-5)
   np.testing.assert_array_equal(sharpen(images, PRESETS["face"]), images)
+  high, same = degrade_pairs(key, images, dataclasses.replace(sharpened, sharpen=SharpenSettings(target=False)))
+  np.testing.assert_array_equal(high, images)
+  np.testing.assert_array_equal(same, low)
 
 
 @pytest.mark.parametrize("name", PRESETS)

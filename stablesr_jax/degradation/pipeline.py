@@ -32,7 +32,10 @@ def degrade(key: jax.Array, images: jax.Array, settings: DegradationSettings) ->
 
 @functools.partial(jax.jit, static_argnames="settings")
 def degrade_pairs(key: jax.Array, images: jax.Array, settings: DegradationSettings) -> tuple[jax.Array, jax.Array]:
-  """The training pairs (target, low-resolution image): `sharpen` and `degrade` of the images, sharpened once."""
+  """The training pairs (target, low-resolution image): `degrade` of the images, and what it should lead back to.
+
+  The target is what was degraded, `sharpen` of the images, or where `settings.sharpen.target` is off the images.
+  """
   _check(images, settings)
   if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
     key = jax.random.wrap_key_data(key)
@@ -43,8 +46,9 @@ def degrade_pairs(key: jax.Array, images: jax.Array, settings: DegradationSettin
   def pair(key, image):
     # Inside, channels come first: all that is costly works on the last two axes.
     planes = _sharpen(jnp.moveaxis(image, -1, 0), settings)
+    target = jnp.moveaxis(planes, 0, -1) if settings.sharpen is None or settings.sharpen.target else image
     low = _degrade_one(key, planes, settings, canvases=(0.5, 0.75, 1.0) if on_cpu else ())
-    return jnp.moveaxis(planes, 0, -1), jnp.moveaxis(low, 0, -1)
+    return target, jnp.moveaxis(low, 0, -1)
 
   images = images.astype(jnp.float32)
   return jax.lax.map(lambda args: pair(*args), (keys, images)) if on_cpu else jax.vmap(pair)(keys, images)
@@ -52,7 +56,7 @@ def degrade_pairs(key: jax.Array, images: jax.Array, settings: DegradationSettin
 
 @functools.partial(jax.jit, static_argnames="settings")
 def sharpen(images: jax.Array, settings: DegradationSettings) -> jax.Array:
-  """The training target: (B, H, W, 3) float32 in [0, 1], unsharp-masked where the settings say so."""
+  """What is degraded: (B, H, W, 3) float32 in [0, 1], unsharp-masked where the settings say so."""
   _check(images, settings)
   return jnp.moveaxis(_sharpen(jnp.moveaxis(images.astype(jnp.float32), -1, 1), settings), 1, -1)
 

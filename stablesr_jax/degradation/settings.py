@@ -36,11 +36,13 @@ class SharpenSettings:
     weight: how much of the detail is added.
     radius: side of the Gaussian window in pixels; an even number is widened by one.
     threshold: detail below this (of 255) is left alone.
+    target: whether the training target is the sharpened image, as in the paper, or the image as it was.
   """
 
   weight: float = 0.5
   radius: int = 51
   threshold: float = 10.0
+  target: bool = True
 
   def __post_init__(self):
     _check(self, "weight", self.weight >= 0, "must not be negative")
@@ -119,7 +121,7 @@ class DegradationSettings:
 
   Attributes:
     scale: sides of the high-resolution image over those of the low-resolution one.
-    sharpen: unsharp masking of the image before it is degraded (and of the training target); None is off.
+    sharpen: unsharp masking of the image before it is degraded; None is off.
     first, second: the stages; without a second one, the first's result is only brought to its size.
     final_sinc_probability: of a sinc filter at the end of the second stage.
     clean_probability: of an image that is only shrunk.
