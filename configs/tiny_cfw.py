@@ -2,8 +2,8 @@
 
     python train.py --config configs/tiny_cfw.py --workdir runs/tiny_cfw
 
-Any machine: 2 CPU cores and 4 GB of memory. As in the paper but for the size, and with L1 alone: w = 1 is to be faithful
-(and LPIPS's weights are not free to ship).
+Any machine: 2 CPU cores and 4 GB of memory. As in the paper but for the size, and with L1 alone: w = 1 is to be
+faithful (and LPIPS's weights are not free to ship).
 """
 
 import dataclasses
