@@ -12,7 +12,7 @@ from PIL import Image
 from stablesr_jax import StableSR
 from stablesr_jax import config as configs
 from stablesr_jax.checkpoints.store import EMBEDDED, read_manifest
-from stablesr_jax.evaluation import niqe, psnr_y, sharpness
+from stablesr_jax.evaluation import niqe, psnr_y, sharpness, ssim_y
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 spec = importlib.util.spec_from_file_location("gallery", EXAMPLES / "gallery.py")
@@ -41,21 +41,29 @@ def test_it_is_what_the_recipes_train():
 
 
 def test_held_out_photographs(model):
-  """Sharper and more natural than bicubic enlargement, and not much further from the photograph."""
-  measured: dict[str, list] = {"bicubic": [], "ours": []}
+  """By default more natural than bicubic enlargement; with w = 1 closer to the photograph."""
+  faithfully = dataclasses.replace(model.manifest.sampling, fidelity_weight=1.0)
+  measured: dict[str, list] = {"bicubic": [], "default": [], "faithful": []}
   for name in gallery.PARTS:
     degraded, original = Image.open(EXAMPLES / "degraded" / f"{name}.png"), gallery.original(name)
-    enlarged = degraded.resize(original.shape[1::-1], Image.Resampling.BICUBIC)
-    for method, picture in (("bicubic", enlarged), ("ours", model.upscale(degraded))):
+    pictures = {
+      "bicubic": degraded.resize(original.shape[1::-1], Image.Resampling.BICUBIC),
+      "default": model.upscale(degraded),
+      "faithful": model.upscale(degraded, sampling=faithfully),
+    }
+    for method, picture in pictures.items():
       image, reference = (jnp.asarray(np.asarray(pixels) / np.float32(255))[None] for pixels in (picture, original))
-      values = psnr_y(image, reference)[0], sharpness(image)[0], niqe(np.asarray(picture) / 255)
-      measured[method].append([float(value) for value in values])
-  (psnr, sharp, natural), (bicubic_psnr, bicubic_sharp, bicubic_natural) = (
-    np.mean(measured[method], axis=0) for method in ("ours", "bicubic")
+      values = psnr_y(image, reference)[0], ssim_y(image, reference)[0], sharpness(image)[0]
+      measured[method].append([*(float(value) for value in values), niqe(np.asarray(picture) / 255)])
+  bicubic, default, faithful = (
+    dict(zip(("psnr", "ssim", "sharpness", "niqe"), np.mean(values, axis=0), strict=True))
+    for values in measured.values()
   )
-  assert psnr > bicubic_psnr - 0.7
-  assert sharp > bicubic_sharp
-  assert natural < bicubic_natural - 0.5
+  assert default["psnr"] > bicubic["psnr"] - 0.7
+  assert default["sharpness"] > 0.9 * bicubic["sharpness"]  # to which noise and blocks add
+  assert default["niqe"] < bicubic["niqe"] - 0.5
+  assert faithful["psnr"] > bicubic["psnr"]
+  assert faithful["ssim"] > bicubic["ssim"] + 0.005
 
 
 def test_the_examples_are_its_results(model):
