@@ -19,7 +19,8 @@ def get_config() -> TrainConfig:
     base,
     stage=PriorStage(),
     model_path="runs/tiny_autoencoder/model",
-    data=dataclasses.replace(base.data, crop_size=128),
+    # Soft photographs, too: a model that has seen crisp ones alone puts a grain on them.
+    data=dataclasses.replace(base.data, crop_size=128, scale_range=(0.5, 1.75)),
     steps=3_500,
     optimizer=dataclasses.replace(base.optimizer, learning_rate=1e-3),
     validation=ValidationConfig(

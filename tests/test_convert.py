@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from stablesr_jax import config as configs
 from stablesr_jax.checkpoints.convert import convert
 from stablesr_jax.checkpoints.export import export
-from stablesr_jax.checkpoints.store import NULL_PROMPT, load_params, read_manifest
+from stablesr_jax.checkpoints.store import NULL_PROMPT, load_params, read_manifest, store_as
 from stablesr_jax.checkpoints.tensor_file import open_tensors
 from stablesr_jax.config import TextEncoderConfig
 from tests.reference_data import synthetic_rule
@@ -120,6 +120,16 @@ def test_stored_dtype(files, tmp_path, dtype):
   kernel = stored["autoencoder"]["encoder"]["conv_in"]["kernel"]
   expected = tensors("small_cfw_checkpoint", lambda name: name == "encoder.conv_in.weight")["encoder.conv_in.weight"]
   np.testing.assert_array_equal(np.asarray(kernel), expected.transpose(2, 3, 1, 0).astype(kernel.dtype))
+
+
+def test_a_model_folder_does_not_say_where_it_was_made(files, tmp_path):
+  for listing in ("vae_only", "stablesr_000117"):
+    quiet([files[listing]], tmp_path / "model")
+    store_as(tmp_path / "model", tmp_path / "half", "float16")
+    for folder in ("model", "half"):
+      parts = [file for file in (tmp_path / folder).rglob("*") if file.is_file()]
+      assert len(parts) > 3 and not [file for file in parts if str(tmp_path).encode() in file.read_bytes()]
+      load_params(tmp_path / folder, read_manifest(tmp_path / folder), ["autoencoder"])
 
 
 def test_round_trip(files, tmp_path):

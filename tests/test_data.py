@@ -123,7 +123,7 @@ FOLDER = SourceConfig("folder", ("x",))
     (lambda: DataConfig((FOLDER,), crop_size=510), "crop_size 510"),
     (lambda: DataConfig((FOLDER,), crop_size=0), "crop_size"),
     (lambda: DataConfig((FOLDER,), scale=0), "scale"),
-    (lambda: DataConfig((FOLDER,), scale_range=(0.5, 1.5)), "scale_range"),
+    (lambda: DataConfig((FOLDER,), scale_range=(0.5, 4.5)), "scale_range"),
     (lambda: DataConfig((SourceConfig("pairs", ("x",), ("y",)),), scale_range=(0.5, 1.0)), "scale_range .*pairs"),
     (lambda: DataConfig((FOLDER,), small_images="drop"), "small_images"),  # pyright: ignore[reportArgumentType]
     (lambda: DataConfig((FOLDER,), seed=-1), "seed"),
@@ -327,6 +327,16 @@ def test_scale_range_shrinks_before_the_crop(tmp_path):
   _save(tmp_path / "x.png", _image(1, 20, 20))  # shrunk by half it would be smaller than the crop
   samples = _samples(_config(str(tmp_path), scale_range=(0.5, 0.5), flips=False), 4)
   assert abs(np.ptp(samples[:, 0, :, 2].astype(int), axis=1) - 19).max() <= 1
+
+
+def test_scale_range_above_one_enlarges(tmp_path):
+  _save(tmp_path / "x.png", _image(1, 64, 64))
+  samples = _samples(_config(str(tmp_path), scale_range=(2.0, 2.0), flips=False), 20)
+  assert abs(np.ptp(samples[:, 0, :, 2].astype(int), axis=1) - (CROP / 2 - 1)).max() <= 1
+  assert len(np.unique(samples[:, 0, 0, 2])) > 5  # from any place
+  _save(tmp_path / "x.png", _image(1, CROP // 2, CROP // 2))  # half a crop is enough
+  (sample,) = _samples(_config(str(tmp_path), scale_range=(2.0, 2.0), flips=False), 1)
+  assert sample[0, 0, 2] < sample[0, -1, 2] == CROP // 2 - 1
 
 
 @pytest.mark.parametrize("height", [12, 6])  # of the LR images; crops are 8, so 6 is padded

@@ -96,6 +96,8 @@ class ModelWriter:
     """Writes `model.json` and moves the folder into place; an earlier model there is replaced."""
     if self._writes:
       (self._partial / MANIFEST).write_text(json.dumps(to_json(manifest), indent=2) + "\n")
+      for note in self._partial.rglob("commit_success.txt"):
+        note.write_text("stored\n")  # Orbax's own text has the path on this machine, which is nobody else's business
       replaced = self.path.with_name(f".{self.path.name}.replaced")
       shutil.rmtree(replaced, ignore_errors=True)
       if self.path.exists():

@@ -61,8 +61,9 @@ class DataConfig:
     sources: all of single images, or all of pairs.
     crop_size: side of the HR crop in pixels, a multiple of `scale`.
     scale: HR pixels for each LR pixel, along a side.
-    scale_range: least and greatest factor, 0 to 1, by which an image is shrunk before a crop is taken from it, drawn
-      anew for each sample; no image is shrunk below the crop. (1, 1) never shrinks, and is all that pairs allow.
+    scale_range: least and greatest factor, up to 4, by which an image is resized before a crop is taken from it, drawn
+      anew for each sample. Below 1 shrinks it, though not below the crop; above 1 enlarges it, for a model that is to
+      know photographs that are soft pixel by pixel. (1, 1) leaves it as it is, and is all that pairs allow.
     flips: mirror half of the samples left to right.
     small_images: what becomes of an image with a side below `crop_size`. "pad" mirrors it at its right and lower
       border, which keeps it and its sharpness (the published training does so); "skip" takes another image instead;
@@ -96,8 +97,8 @@ class DataConfig:
     ok = self.crop_size >= self.scale and self.crop_size % self.scale == 0
     _check(self, "crop_size", ok, f"must be a multiple of scale, {self.scale}")
     low_high = self.scale_range
-    ok = isinstance(low_high, tuple) and len(low_high) == 2 and 0 < low_high[0] <= low_high[1] <= 1
-    _check(self, "scale_range", ok, "must be (low, high), above 0 and at most 1")
+    ok = isinstance(low_high, tuple) and len(low_high) == 2 and 0 < low_high[0] <= low_high[1] <= 4
+    _check(self, "scale_range", ok, "must be (low, high), above 0 and at most 4")
     _check(self, "scale_range", not self.paired or low_high == (1, 1), "must be (1, 1) for pairs")
     _check(self, "small_images", self.small_images in ("pad", "skip", "resize"), "choose pad, skip or resize")
     _check(self, "seed", 0 <= self.seed < 2**32, "must be 0 to 2^32 - 1")

@@ -235,10 +235,11 @@ def _cut(hr: np.ndarray, lr: np.ndarray | None, config: DataConfig, rng: np.rand
   pixel = 1 if lr is None else config.scale  # pairs are cut along the LR image's pixels
   height, width = hr.shape[0] // pixel, hr.shape[1] // pixel
   side = config.crop_size // pixel
-  # A larger window is shrunk to the crop, one of a small image enlarged.
-  window = min(round(side / rng.uniform(*config.scale_range)), height, width)
-  if window < side and config.small_images == "pad":
-    window = side
+  # A larger window is shrunk to the crop, a smaller one enlarged.
+  wanted = round(side / rng.uniform(*config.scale_range))
+  window = min(wanted, height, width)
+  if config.small_images == "pad":
+    window = max(window, min(wanted, side))
   top = int(rng.integers(max(height - window, 0) + 1))
   left = int(rng.integers(max(width - window, 0) + 1))
   flip = config.flips and rng.random() < 0.5
