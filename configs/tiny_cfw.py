@@ -20,8 +20,8 @@ def get_config() -> TrainConfig:
     base,
     stage=CfwStage(perceptual_weight=0.0, adversarial_weight=0.0),
     data=data,
-    steps=1_300,
+    steps=2_800,
     batch_size=8,
     seed=0,
-    validation=ValidationConfig(data, images=6, every=325),
+    validation=ValidationConfig(data, images=6, every=700),
   )

@@ -17,7 +17,7 @@ def get_config() -> TrainConfig:
   degradation = dataclasses.replace(PRESETS["stablesr_512"], sharpen=SharpenSettings(target=False))
   return dataclasses.replace(
     tiny_restorer.get_config(),
-    stage=CfwDataStage(degradation=degradation, count=1_536),
+    stage=CfwDataStage(degradation=degradation, count=2_560),
     model_path="runs/tiny_restorer/model",
     batch_size=32,
     seed=1,

@@ -21,7 +21,7 @@ def get_config() -> TrainConfig:
     model_path="runs/tiny_autoencoder/model",
     # Soft photographs, too: a model that has seen crisp ones alone puts a grain on them.
     data=dataclasses.replace(base.data, crop_size=128, scale_range=(0.5, 1.75)),
-    steps=3_500,
+    steps=4_200,
     optimizer=dataclasses.replace(base.optimizer, learning_rate=1e-3),
     validation=ValidationConfig(
       DataConfig(tiny_autoencoder.VALIDATION, crop_size=128), images=6, every=500, sampling=SamplingConfig(steps=20)
