@@ -1,7 +1,7 @@
 """Measures restoration of held-out photographs against bicubic enlargement.
 
     python benchmarks/restoration.py --model models/a models/b --backgrounds mate-backgrounds --markdown table.md
-    python benchmarks/restoration.py --model models/a --ablate --images astronaut china --draws 1
+    python benchmarks/restoration.py --model models/a --ablate sampler steps --images astronaut china --draws 1
 
 The photographs are samples of scikit-image and scikit-learn (`pip install "stablesr-jax[eval]"`) and, if given, the
 nature pictures of Debian's package mate-backgrounds (`apt-get download mate-backgrounds; dpkg -x *.deb FOLDER`). None
@@ -15,6 +15,7 @@ import argparse
 import collections
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import pathlib
@@ -38,6 +39,14 @@ SIDE, SHORTEST_AFTER_SHRINKING = 512, 768
 METRICS = {"psnr": "PSNR", "ssim": "SSIM", "sharpness": "sharpness", "niqe": "NIQE"}
 SKIMAGE = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field")
 SKLEARN = ("china", "flower")
+# What `--ablate` tries of a setting.
+ABLATED = {
+  "fidelity_weight": (0.0, 0.5, 1.0),
+  "color_fix": ("adain", "wavelet", "none"),
+  "start_step": (120, 250, 500, 999),
+  "sampler": ("ddim", "ddpm"),
+  "steps": (4, 20, 50, 200),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,18 +195,14 @@ def main_methods(name: str, model: StableSR, base: SamplingConfig) -> list[Metho
   return [Method(f"{name} w={w:g}", model, dataclasses.replace(base, fidelity_weight=w)) for w in weights]
 
 
-def ablations(name: str, model: StableSR, base: SamplingConfig) -> list[Method]:
-  """One setting changed at a time."""
-  changes: dict[str, tuple] = {"fidelity_weight": (0.0, 0.5, 1.0) if _has_cfw(model) else (0.0,)}
-  changes |= {"steps": tuple(steps for steps in (4, 20, 50, 200) if steps <= base.start_step + 1)}
-  changes |= {"sampler": ("ddpm", "ddim"), "color_fix": ("adain", "wavelet", "none")}
-  if not _has_cfw(model):
-    base = dataclasses.replace(base, fidelity_weight=0.0)
-  found = {base: "base"}
-  for field, values in changes.items():
-    for value in values:
-      found.setdefault(dataclasses.replace(base, **{field: value}), f"{field.replace('_', '-')} {value}")
-  return [Method(f"{name} {label}", model, sampling) for sampling, label in found.items()]
+def ablations(name: str, model: StableSR, base: SamplingConfig, varied: Sequence[str]) -> list[Method]:
+  """All combinations of the varied settings' values (keys of `ABLATED`), the other settings as in `base`."""
+  methods = []
+  for values in itertools.product(*(ABLATED[setting] for setting in varied)):
+    chosen = dict(zip(varied, values, strict=True))
+    label = ", ".join(f"{setting.replace('_', '-')} {value}" for setting, value in chosen.items())
+    methods.append(Method(f"{name} {label}", model, dataclasses.replace(base, **chosen)))
+  return methods
 
 
 def _has_cfw(model: StableSR) -> bool:
@@ -229,7 +234,15 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--draws", type=int, default=3, help="degraded versions of each photograph")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--preset", choices=PRESETS, default="stablesr_512")
-  parser.add_argument("--ablate", action="store_true", help="change one setting at a time")
+  names = ", ".join(setting.replace("_", "-") for setting in ABLATED)
+  parser.add_argument(
+    "--ablate",
+    nargs="+",
+    type=lambda text: text.replace("-", "_"),
+    choices=ABLATED,
+    metavar="SETTING",
+    help=f"try all combinations of some values of these settings: {names}",
+  )
   own = parser.add_argument_group("settings (default: each model's own)")
   own.add_argument("--sampler", choices=("ddpm", "ddim"))
   own.add_argument("--steps", type=int)
@@ -258,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, folder in zip(names, args.model, strict=True):
       model = StableSR.load(folder, precision=args.precision, tile_batch=args.tile_batch)
       base = dataclasses.replace(model.manifest.sampling, **overrides)
-      own_methods = (ablations if args.ablate else main_methods)(name, model, base)
+      own_methods = ablations(name, model, base, args.ablate) if args.ablate else main_methods(name, model, base)
       for method in own_methods:
         model.check(method.sampling)
       methods += own_methods

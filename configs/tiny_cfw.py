@@ -15,13 +15,14 @@ from stablesr_jax.training.config import CfwStage, TrainConfig, ValidationConfig
 
 def get_config() -> TrainConfig:
   base = tiny_cfw_data.get_config()
-  data = DataConfig((SourceConfig("cfw_set", ("runs/tiny_cfw_data",)),), crop_size=128)
+  data = DataConfig((SourceConfig("cfw_set", ("runs/tiny_cfw_data",)),), crop_size=256)
   return dataclasses.replace(
     base,
     stage=CfwStage(perceptual_weight=0.0, adversarial_weight=0.0),
     data=data,
-    steps=2_800,
-    batch_size=8,
+    steps=2_400,
+    batch_size=2,
+    optimizer=dataclasses.replace(base.optimizer, learning_rate=7e-4),
     seed=0,
-    validation=ValidationConfig(data, images=6, every=700),
+    validation=ValidationConfig(data, images=6, every=600),
   )
