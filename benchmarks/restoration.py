@@ -5,9 +5,9 @@
 
 The photographs are samples of scikit-image and scikit-learn (`pip install "stablesr-jax[eval]"`) and, if given, the
 nature pictures of Debian's package mate-backgrounds (`apt-get download mate-backgrounds; dpkg -x *.deb FOLDER`). None
-may be trained on. One with a shorter side above 768 pixels is shrunk to that, and the middle 512x512 is used; of
-smaller ones as much as has sides divisible by 64. Each is degraded several times by a preset with fixed seeds, to a
-quarter of its sides and 8 bits, and restored to its size. What is measured is the result in 8 bits, against the
+may be trained on. One with a shorter side above 768 pixels is shrunk to that, and the middle 512x512 (`--side`) is
+used; of smaller ones as much as has sides divisible by 64. Each is degraded several times by a preset with fixed seeds,
+to a quarter of its sides and 8 bits, and restored to its size. What is measured is the result in 8 bits, against the
 photograph itself (the preset may sharpen it before degrading it). Bicubic enlargement is Pillow's.
 """
 
@@ -88,21 +88,23 @@ def held_out(backgrounds: pathlib.Path | None, wanted: Sequence[str] | None) -> 
   return {name: np.asarray(load()) for name, load in sources.items() if not wanted or name in wanted}
 
 
-def prepare(image: np.ndarray) -> np.ndarray:
-  """The part that is used, (H, W, 3) uint8: 512x512, or the largest with sides divisible by 64."""
+def prepare(image: np.ndarray, side: int = SIDE) -> np.ndarray:
+  """The part that is used, (H, W, 3) uint8: `side` x `side`, or the largest with sides divisible by 64."""
   height, width = image.shape[:2]
   if min(height, width) > SHORTEST_AFTER_SHRINKING:
     factor = SHORTEST_AFTER_SHRINKING / min(height, width)
     size = (round(width * factor), round(height * factor))
     image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
-  height, width = (min(side // 64 * 64, SIDE) for side in image.shape[:2])
+  height, width = (min(length // 64 * 64, side) for length in image.shape[:2])
   top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
   return image[top : top + height, left : left + width]
 
 
-def make_pair(name: str, image: np.ndarray, draws: int, seed: int, settings: DegradationSettings) -> Pair:
+def make_pair(
+  name: str, image: np.ndarray, draws: int, seed: int, settings: DegradationSettings, side: int = SIDE
+) -> Pair:
   """What is drawn depends on the seed, the photograph's name and the draw's number alone."""
-  original = prepare(image)
+  original = prepare(image, side)
   key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(draws))
   # One at a time: the number of draws is no reason to compile again.
@@ -232,6 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   )
   parser.add_argument("--images", nargs="+", metavar="NAME", help="only these photographs")
   parser.add_argument("--draws", type=int, default=3, help="degraded versions of each photograph")
+  parser.add_argument("--side", type=int, default=SIDE, help="of the part that is used, a multiple of 64")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--preset", choices=PRESETS, default="stablesr_512")
   names = ", ".join(setting.replace("_", "-") for setting in ABLATED)
@@ -259,6 +262,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--save", type=pathlib.Path, metavar="FOLDER", help="write all pictures there")
   args = parser.parse_args(argv)
   enable_cache(args.compile_cache)
+  if args.side < 192 or args.side % 64:
+    parser.error(f"--side {args.side}: must be a multiple of 64, from 192")
 
   settings = [action.dest for action in own._group_actions]
   overrides = {name: value for name in settings if (value := getattr(args, name)) is not None}
@@ -280,17 +285,18 @@ def main(argv: Sequence[str] | None = None) -> None:
   if args.save:
     args.save.mkdir(parents=True, exist_ok=True)
   degradation = PRESETS[args.preset]
-  pairs = (make_pair(name, image, args.draws, args.seed, degradation) for name, image in photographs.items())
+  pairs = (make_pair(name, image, args.draws, args.seed, degradation, args.side) for name, image in photographs.items())
   rows = evaluate(pairs, methods, args.seed, args.save)
 
-  what = f"{len(photographs)} photographs, {args.draws} draws each, preset {args.preset}, seed {args.seed}"
-  text = f"{tables(rows)}\n\n{what}."
+  what = f"{len(photographs)} photographs, at most {args.side} pixels a side, {args.draws} draws each"
+  text = f"{tables(rows)}\n\n{what}, preset {args.preset}, seed {args.seed}."
   print(text)
   if args.markdown:
     args.markdown.write_text(text + "\n")
   if args.json:
     figures = {
       "preset": args.preset,
+      "side": args.side,
       "seed": args.seed,
       "draws": args.draws,
       "device": jax.devices()[0].device_kind,

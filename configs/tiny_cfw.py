@@ -20,9 +20,9 @@ def get_config() -> TrainConfig:
     base,
     stage=CfwStage(perceptual_weight=0.0, adversarial_weight=0.0),
     data=data,
-    steps=2_400,
+    steps=850,
     batch_size=2,
     optimizer=dataclasses.replace(base.optimizer, learning_rate=7e-4),
     seed=0,
-    validation=ValidationConfig(data, images=6, every=600),
+    validation=ValidationConfig(data, images=6, every=425),
   )

@@ -44,6 +44,7 @@ def model() -> StableSR:
 )
 def test_the_part_of_a_photograph_that_is_used(size, expected):
   assert restoration.prepare(photograph(*size)).shape == (*expected, 3)
+  assert restoration.prepare(photograph(*size), side=192).shape == (192, 192, 3)
 
 
 def test_the_middle_is_used():
