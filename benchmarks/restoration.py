@@ -198,7 +198,13 @@ def main_methods(name: str, model: StableSR, base: SamplingConfig) -> list[Metho
 
 
 def ablations(name: str, model: StableSR, base: SamplingConfig, varied: Sequence[str]) -> list[Method]:
-  """All combinations of the varied settings' values (keys of `ABLATED`), the other settings as in `base`."""
+  """All combinations of the varied settings' values (keys of `ABLATED`), the others as in `base`; without CFW w = 0.
+
+  Raises:
+    ValueError: a combination cannot be, as more steps than there are from a start step.
+  """
+  if not _has_cfw(model):
+    base = dataclasses.replace(base, fidelity_weight=0.0)
   methods = []
   for values in itertools.product(*(ABLATED[setting] for setting in varied)):
     chosen = dict(zip(varied, values, strict=True))
@@ -237,14 +243,14 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--side", type=int, default=SIDE, help="of the part that is used, a multiple of 64")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--preset", choices=PRESETS, default="stablesr_512")
-  names = ", ".join(setting.replace("_", "-") for setting in ABLATED)
+  ablated = ", ".join(setting.replace("_", "-") for setting in ABLATED)
   parser.add_argument(
     "--ablate",
     nargs="+",
     type=lambda text: text.replace("-", "_"),
     choices=ABLATED,
     metavar="SETTING",
-    help=f"try all combinations of some values of these settings: {names}",
+    help=f"try all combinations of some values of these settings: {ablated}",
   )
   own = parser.add_argument_group("settings (default: each model's own)")
   own.add_argument("--sampler", choices=("ddpm", "ddim"))

@@ -20,9 +20,9 @@ def get_config() -> TrainConfig:
     base,
     stage=CfwStage(perceptual_weight=0.0, adversarial_weight=0.0),
     data=data,
-    steps=850,
+    steps=2_800,
     batch_size=2,
     optimizer=dataclasses.replace(base.optimizer, learning_rate=7e-4),
     seed=0,
-    validation=ValidationConfig(data, images=6, every=425),
+    validation=ValidationConfig(data, images=6, every=700),
   )
