@@ -41,8 +41,8 @@ def test_equals_the_direct_way(shape, enlarge):
 
 @on_cpu
 def test_a_layer_uses_what_it_prepared():
-  layer = conv(64, ComputeConfig())
-  x = normal(0, 1, 16, 16, 64)
+  layer = conv(256, ComputeConfig())
+  x = normal(0, 1, 16, 16, 256)
   params = layer.init(jax.random.key(1), x)
   assert set(params) == {"params"}
   expected, prepared = layer.apply(params, x, mutable=["prepared"])
@@ -55,18 +55,19 @@ def test_a_layer_uses_what_it_prepared():
 
 def test_only_large_float32_layers_prepare():
   for layer, x in (
-    (conv(64, ComputeConfig(dtype="bfloat16")), normal(0, 1, 16, 16, 64)),
-    (conv(64, ComputeConfig()), normal(0, 1, 7, 8, 64)),
-    (conv(8, ComputeConfig()), normal(0, 1, 16, 16, 64)),
-    (conv(64, ComputeConfig(), size=1), normal(0, 1, 16, 16, 64)),
-    (conv(64, ComputeConfig(), stride=2), normal(0, 1, 16, 16, 64)),
+    (conv(256, ComputeConfig(dtype="bfloat16")), normal(0, 1, 16, 16, 256)),
+    (conv(256, ComputeConfig()), normal(0, 1, 7, 8, 256)),
+    (conv(128, ComputeConfig()), normal(0, 1, 16, 16, 256)),
+    (conv(256, ComputeConfig(), size=1), normal(0, 1, 16, 16, 256)),
+    (conv(256, ComputeConfig(), stride=2), normal(0, 1, 16, 16, 256)),
   ):
     params = layer.init(jax.random.key(1), x)
     assert not layer.apply(params, x, mutable=["prepared"])[1]
 
 
 @on_cpu
-def test_a_prepared_denoiser_predicts_the_same():
+def test_a_prepared_denoiser_predicts_the_same(monkeypatch):
+  monkeypatch.setattr(winograd, "_LEAST_CHANNELS", 64)
   config = configs.tiny()
   params = {part: random_params(config, part) for part in ("unet", "time_aware_encoder")}
   denoiser = Denoiser(config, params, ComputeConfig(), data_mesh(jax.devices()[:1]), 1)

@@ -19,11 +19,13 @@ _ENLARGING_POINTS = np.array([[1, 0, 0], [1, 1, 1], [0, 0, 1]], np.float32)
 # With fewer patches than this, the filters are the left factor of the products: what is packed anew at every call of a
 # matrix product is the right one.
 _FEW_PATCHES = 256
+# Narrower layers gain nothing, and a program with this many more operations takes seconds longer to compile and load.
+_LEAST_CHANNELS = 256
 
 
 def pays(x: jax.Array, y: jax.Array) -> bool:
   """Whether `convolve` is faster from x to y than XLA's own convolution, and worth the filters' memory."""
-  large = x.shape[1] * x.shape[2] >= 64 and min(x.shape[-1], y.shape[-1]) >= 64
+  large = x.shape[1] * x.shape[2] >= 64 and min(x.shape[-1], y.shape[-1]) >= _LEAST_CHANNELS
   return jax.default_backend() == "cpu" and y.dtype == jnp.float32 and large
 
 
@@ -33,9 +35,11 @@ def transform(kernel: jax.Array, *, enlarge: bool = False) -> list[jax.Array]:
   They are separate arrays because a product that reads a part of a larger array copies it first.
   """
   points = _ENLARGING_POINTS if enlarge else _POINTS
-  return [jnp.einsum("i,j,ijcd->dc", a, b, kernel, precision="highest") for a in points for b in points]
+  filters = jnp.einsum("ai,bj,ijcd->abdc", points, points, kernel, precision="highest")
+  return list(filters.reshape(-1, *filters.shape[2:]))
 
 
+@jax.jit
 def convolve(x: jax.Array, filters: Sequence[jax.Array]) -> jax.Array:
   """A 3x3 convolution, stride 1, zero padding of 1.
 
@@ -56,6 +60,7 @@ def convolve(x: jax.Array, filters: Sequence[jax.Array]) -> jax.Array:
   return _products(patches, filters, from_points)[:, :height, :width]
 
 
+@jax.jit
 def convolve_enlarged(x: jax.Array, filters: Sequence[jax.Array]) -> jax.Array:
   """The same after nearest-neighbour enlargement by 2, with a quarter of the products.
 
