@@ -27,7 +27,7 @@ def get_config() -> TrainConfig:
       start_step=120,
       fidelity_weight=0.05,
       color_fix="wavelet",
-      tile_size=64,
+      tile_size=72,
       tile_overlap=16,
     ),
     steps=1_000,
