@@ -45,4 +45,3 @@ def enable_cache(setting: str) -> None:
   jax.config.update("jax_compilation_cache_dir", str(folder))
   # Small programs too: there are dozens, and together they take seconds.
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
