@@ -20,8 +20,8 @@ import numpy as np
 
 from stablesr_jax import config as configs
 from stablesr_jax.config import ComputeConfig, DiffusionConfig
-from stablesr_jax.denoiser import Denoiser
 from stablesr_jax.diffusion import samplers, schedule
+from stablesr_jax.inference.denoiser import Denoiser
 from stablesr_jax.models.components import abstract_params
 from stablesr_jax.parallel import data_mesh
 

@@ -19,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
 
-from stablesr_jax import StableSR, tiling
+from stablesr_jax import StableSR
 from stablesr_jax.compilation import enable_cache
 from stablesr_jax.evaluation import luma
 from stablesr_jax.image_io import read_image
+from stablesr_jax.inference import tiling
 
 SCALE = 4
 # The restorer pads pictures to a multiple of this before it places tiles.

@@ -24,12 +24,12 @@ from stablesr_jax.checkpoints.store import MANIFEST, NULL_PROMPT, Manifest
 from stablesr_jax.cli.train import load_config
 from stablesr_jax.config import to_json
 from stablesr_jax.models.components import abstract_params
+from stablesr_jax.models.parameters import is_cfw, is_modulation, split
 from stablesr_jax.parallel import batched, data_mesh, replicated
 from stablesr_jax.training import state as states
-from stablesr_jax.training.cfw import Cfw
 from stablesr_jax.training.config import CfwStage, TrainConfig
-from stablesr_jax.training.restorer import Restorer
-from stablesr_jax.training.stage import is_cfw, is_modulation, split
+from stablesr_jax.training.stages.cfw import Cfw
+from stablesr_jax.training.stages.restorer import RestorerTrainer
 
 
 def main() -> None:
@@ -113,7 +113,7 @@ def _stage(config: TrainConfig, mesh: jax.sharding.Mesh, folder: pathlib.Path) -
   assert config.model.unet is not None
   prompt = jax.ShapeDtypeStruct((77, config.model.unet.context_dim), np.float32)
   unet = split(shapes("unet"), is_modulation)[1]
-  return Restorer(config, mesh), _half({"autoencoder": shapes("autoencoder"), "unet": unet, NULL_PROMPT: prompt})
+  return RestorerTrainer(config, mesh), _half({"autoencoder": shapes("autoencoder"), "unet": unet, NULL_PROMPT: prompt})
 
 
 def _half(tree: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from stablesr_jax.config import ComputeConfig, ModelConfig, SamplingConfig
 
 if TYPE_CHECKING:
-  from stablesr_jax.restorer import StableSR
+  from stablesr_jax.inference.pipeline import StableSR
 
 __all__ = ["ComputeConfig", "ModelConfig", "SamplingConfig", "StableSR"]
 
@@ -13,7 +13,7 @@ __all__ = ["ComputeConfig", "ModelConfig", "SamplingConfig", "StableSR"]
 def __getattr__(name: str):
   """Imports the restorer, and with it JAX's whole stack, when it is first asked for: `--help` should answer at once."""
   if name == "StableSR":
-    from stablesr_jax.restorer import StableSR
+    from stablesr_jax.inference.pipeline import StableSR
 
     return StableSR
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

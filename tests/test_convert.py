@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 from stablesr_jax import config as configs
-from stablesr_jax.checkpoints.convert import convert
+from stablesr_jax.checkpoints.conversion import convert
 from stablesr_jax.checkpoints.export import export
 from stablesr_jax.checkpoints.store import NULL_PROMPT, load_params, read_manifest, store_as
 from stablesr_jax.checkpoints.tensor_file import open_tensors
@@ -319,7 +319,7 @@ def test_diffusers_autoencoder(diffusers_folder):
 def test_transformers_text_encoder(diffusers_folder):
   import torch
 
-  from stablesr_jax.tokenizer import tokenize
+  from stablesr_jax.models.tokenizer import tokenize
 
   manifest, params, _, _, text = diffusers_folder
   tokens = tokenize(["", "a photograph of an astronaut"])

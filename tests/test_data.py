@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from stablesr_jax.data import DataConfig, SourceConfig, make_dataset
-from stablesr_jax.data.sources import FolderSource, PairSource, open_source
+from stablesr_jax.data.image_sources import FolderSource, PairSource, open_source
 
 CROP = 16
 

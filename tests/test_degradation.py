@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from stablesr_jax import pixels
 from stablesr_jax.degradation import (
   PRESETS,
   DegradationSettings,
@@ -18,8 +19,7 @@ from stablesr_jax.degradation import (
   degrade_pairs,
   jpeg,
   noise,
-  pipeline,
-  resize,
+  pairs,
   sharpen,
 )
 
@@ -55,7 +55,7 @@ def test_a_sample_does_not_depend_on_its_batch():
 
 def test_samples_at_once_as_accelerators_do():
   keys, planes = jax.random.split(key, 2), jnp.moveaxis(jnp.asarray(images[:2]), -1, 1)
-  together = jax.jit(jax.vmap(lambda k, x: pipeline._degrade_one(k, x, settings, ())))
+  together = jax.jit(jax.vmap(lambda k, x: pairs._degrade_one(k, x, settings, ())))
   low = together(keys, planes)
   assert low.shape == (2, 3, 16, 24) and np.isfinite(low).all()
   np.testing.assert_allclose(together(keys[::-1], planes[::-1])[::-1], low, atol=1e-5)
@@ -130,17 +130,17 @@ def test_an_image_on_a_canvas_is_treated_as_alone():
   canvas[:, 45:], canvas[:, :, 38:] = 9, 9  # must not be seen
   filtered = jax.jit(blur.filter_planes)(canvas, kernel, size)[:, :45, :38]
   np.testing.assert_allclose(filtered, blur.filter_planes(image, kernel), atol=1e-5)
-  for number, mode in enumerate(resize.MODES):
-    rows = resize.axis_taps(number, size[0], 33, 45 / 33, 48, 4)
-    columns = resize.axis_taps(number, size[1], 50, 38 / 50, 64, 4)
-    resized = resize.apply(canvas, rows, columns)
-    np.testing.assert_allclose(resized[:, :33, :50], resize.resize(image, 33, 50, mode), atol=1e-5)
+  for number, mode in enumerate(pixels.MODES):
+    rows = pixels.axis_taps(number, size[0], 33, 45 / 33, 48, 4)
+    columns = pixels.axis_taps(number, size[1], 50, 38 / 50, 64, 4)
+    resized = pixels.apply_taps(canvas, rows, columns)
+    np.testing.assert_allclose(resized[:, :33, :50], pixels.resize(image, 33, 50, mode), atol=1e-5)
     assert not resized[:, 33:].any() and not resized[:, :, 50:].any()
 
 
 def test_unknown_resize_mode():
   with pytest.raises(ValueError, match="nearest"):
-    resize.resize(images, 8, 8, "nearest")
+    pixels.resize(images, 8, 8, "nearest")
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 3.9, 4.1, 7.0, 25.0, 256.0])

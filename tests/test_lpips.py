@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from stablesr_jax.checkpoints.convert import convert
+from stablesr_jax.checkpoints.conversion import convert
 from stablesr_jax.checkpoints.export import export
 from stablesr_jax.checkpoints.store import LPIPSManifest, load_lpips, read_manifest
 from stablesr_jax.checkpoints.tensor_file import sha256

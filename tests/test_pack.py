@@ -6,8 +6,8 @@ from PIL import Image
 
 from stablesr_jax.cli import pack as command
 from stablesr_jax.data import DataConfig, SourceConfig, make_dataset, pack_images
-from stablesr_jax.data.pack import pack_record, unpack_record
-from stablesr_jax.data.sources import open_source
+from stablesr_jax.data.image_sources import open_source
+from stablesr_jax.data.packing import pack_record, unpack_record
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stablesr_jax import tiling
+from stablesr_jax.inference import tiling
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from stablesr_jax.tokenizer import tokenize
+from stablesr_jax.models.tokenizer import tokenize
 
 START, END = 49406, 49407
 
@@ -66,7 +66,7 @@ def test_misuse_is_refused():
 def test_import_is_light_and_needs_no_torch():
   code = (
     "import sys; sys.modules['torch'] = None\n"
-    "from stablesr_jax.tokenizer import tokenize\n"
+    "from stablesr_jax.models.tokenizer import tokenize\n"
     "assert 'transformers' not in sys.modules\n"
     "print(tokenize(['Bad photo.'])[0, :5].tolist())"
   )

@@ -28,8 +28,9 @@ from stablesr_jax.config import (
 from stablesr_jax.data import DataConfig, SourceConfig
 from stablesr_jax.diffusion import objective, samplers
 from stablesr_jax.diffusion.schedule import signal_and_noise
-from stablesr_jax.models.autoencoder import posterior
 from stablesr_jax.models.discriminator import PatchDiscriminator
+from stablesr_jax.models.kl_autoencoder import posterior
+from stablesr_jax.models.parameters import is_modulation, merge, split
 from stablesr_jax.parallel import data_mesh
 from stablesr_jax.training import loop
 from stablesr_jax.training import state as states
@@ -44,10 +45,10 @@ from stablesr_jax.training.config import (
   TrainConfig,
   ValidationConfig,
 )
-from stablesr_jax.training.export import export
-from stablesr_jax.training.metrics import MetricWriter, means
-from stablesr_jax.training.reconstruction import ReconstructionLoss
-from stablesr_jax.training.stage import Export, is_modulation, merge, split
+from stablesr_jax.training.metric_writer import MetricWriter, means
+from stablesr_jax.training.model_export import export
+from stablesr_jax.training.stage import Export
+from stablesr_jax.training.stages.reconstruction import ReconstructionLoss
 from tests.tiny import photograph, random_params
 
 MICRO = ModelConfig(
@@ -625,7 +626,7 @@ def test_a_starting_model_that_does_not_fit_is_named(base, tmp_path):
 
 
 def test_a_set_for_cfw_is_made_by_the_very_restorer(base, tmp_path):
-  from stablesr_jax.training.cfw_data import make_cfw_set
+  from stablesr_jax.training.make_cfw_set import make_cfw_set
 
   writer = ModelWriter(tmp_path / "restorer")
   writer.commit(Manifest("restorer", MICRO))

@@ -23,9 +23,9 @@ from PIL import Image
 from stablesr_jax.checkpoints.store import NULL_PROMPT, Manifest, ModelWriter, load_params, read_manifest
 from stablesr_jax.cli.train import load_config
 from stablesr_jax.data.cfw_set import read_sample, sample_paths
-from stablesr_jax.models.components import COMPONENTS, flat
+from stablesr_jax.models.components import COMPONENTS
+from stablesr_jax.models.parameters import flat, is_cfw, is_modulation
 from stablesr_jax.training.config import AutoencoderStage, CfwDataStage, CfwStage, PriorStage, RestorerStage
-from stablesr_jax.training.stage import is_cfw, is_modulation
 from tests import recipes
 from tests.tiny import photograph, random_params
 

@@ -8,11 +8,11 @@ import pytest
 
 from stablesr_jax import config as configs
 from stablesr_jax.config import ComputeConfig, DiffusionConfig
-from stablesr_jax.denoiser import Denoiser
 from stablesr_jax.diffusion import samplers, schedule
+from stablesr_jax.inference.denoiser import Denoiser
 from stablesr_jax.models import winograd
-from stablesr_jax.models.components import flat
 from stablesr_jax.models.layers import conv, double
+from stablesr_jax.models.parameters import flat
 from stablesr_jax.parallel import data_mesh
 from tests.tiny import random_params
 

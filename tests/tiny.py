@@ -4,7 +4,8 @@ import jax
 import numpy as np
 
 from stablesr_jax.config import ModelConfig
-from stablesr_jax.models.components import Params, abstract_params
+from stablesr_jax.models.components import abstract_params
+from stablesr_jax.models.parameters import Params
 
 
 def random_params(config: ModelConfig, part: str, seed: int = 0) -> Params:

@@ -13,7 +13,7 @@ from stablesr_jax.checkpoints.safetensors_writer import Entry, write_safetensors
 from stablesr_jax.checkpoints.store import load_params, read_manifest
 from stablesr_jax.config import ModelConfig
 from stablesr_jax.diffusion import schedule
-from stablesr_jax.models.components import flat
+from stablesr_jax.models.parameters import flat
 
 _PREFIXES = {
   "unet": ("model.diffusion_model.", names.unet),

@@ -15,7 +15,8 @@ from orbax.checkpoint import v1 as ocp
 
 from stablesr_jax.config import ComputeConfig, LPIPSConfig, ModelConfig, SamplingConfig, from_json, to_json
 from stablesr_jax.models import lpips
-from stablesr_jax.models.components import COMPONENTS, Params, abstract_params
+from stablesr_jax.models.components import COMPONENTS, abstract_params
+from stablesr_jax.models.parameters import Params
 
 FORMAT = 1
 # The small model that the package brings along, trained with this code.

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Arguments) -> int:
-  from stablesr_jax.checkpoints.convert import convert
+  from stablesr_jax.checkpoints.conversion import convert
   from stablesr_jax.checkpoints.export import export
   from stablesr_jax.checkpoints.hub import resolve
   from stablesr_jax.checkpoints.store import MANIFEST, store_as

@@ -106,7 +106,7 @@ def _main(arguments: Arguments) -> int:
 
   from stablesr_jax.checkpoints.store import EMBEDDED, read_manifest
   from stablesr_jax.compilation import enable_cache
-  from stablesr_jax.restorer import StableSR
+  from stablesr_jax.inference.pipeline import StableSR
 
   folder = arguments.model or EMBEDDED
   sampling = _sampling(arguments, read_manifest(folder).sampling)

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Arguments) -> int:
-  from stablesr_jax.data.pack import pack_images
+  from stablesr_jax.data.packing import pack_images
 
   if not arguments.input:
     raise ValueError("--input: give one or more folders")

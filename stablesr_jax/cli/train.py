@@ -49,7 +49,7 @@ def _main(argv: list[str]) -> int:
   connect(given.run.coordinator, given.run.processes, given.run.process)
   enable_cache(given.run.compile_cache)
   if isinstance(given.config.stage, CfwDataStage):
-    from stablesr_jax.training.cfw_data import make_cfw_set
+    from stablesr_jax.training.make_cfw_set import make_cfw_set
 
     return 0 if make_cfw_set(given.config, given.run.workdir) else _STOPPED
   from stablesr_jax.training.loop import train

@@ -3,8 +3,8 @@
 Needs the extra packages of `pip install "stablesr-jax[train]"`; importing does not.
 """
 
+from stablesr_jax.data.batches import Batches, make_dataset
 from stablesr_jax.data.config import DataConfig, SourceConfig
-from stablesr_jax.data.pack import pack_images
-from stablesr_jax.data.pipeline import Batches, make_dataset
+from stablesr_jax.data.packing import pack_images
 
 __all__ = ["Batches", "DataConfig", "SourceConfig", "make_dataset", "pack_images"]

@@ -1,6 +1,6 @@
 """Training pairs: the degradation of Real-ESRGAN, drawn anew for every image on the device that trains."""
 
-from stablesr_jax.degradation.pipeline import degrade, degrade_pairs, sharpen
+from stablesr_jax.degradation.pairs import degrade, degrade_pairs, sharpen
 from stablesr_jax.degradation.settings import PRESETS, DegradationSettings, SharpenSettings, StageSettings
 
 __all__ = [

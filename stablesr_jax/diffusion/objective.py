@@ -1,16 +1,10 @@
 """What the diffusion networks are trained on: noised latents and what to predict for them."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from stablesr_jax.config import DiffusionConfig
 from stablesr_jax.diffusion.schedule import q_sample, signal_and_noise
-
-BANDS = 4  # of timesteps, equally wide, whose losses are told apart
-
-Means = dict[str, tuple[Any, Any]]  # sums and counts: they add up over parts of a batch, and over steps
 
 
 def noised(config: DiffusionConfig, x0: jax.Array, noise: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -26,13 +20,3 @@ def noised(config: DiffusionConfig, x0: jax.Array, noise: jax.Array, t: jax.Arra
   signal, level = (jnp.asarray(table)[t][:, None, None, None] for table in signal_and_noise(config))
   target = noise if config.prediction == "eps" else signal * noise - level * x0
   return q_sample(x0, noise, signal, level), target
-
-
-def loss_by_band(config: DiffusionConfig, losses: jax.Array, t: jax.Array) -> Means:
-  """The samples' losses (B,), apart by their timesteps (B,): "loss/t0-249" and so on."""
-  width = config.steps // BANDS
-  bands = {}
-  for low in range(0, config.steps, width):
-    inside = ((t >= low) & (t < low + width)).astype(jnp.float32)
-    bands[f"loss/t{low}-{low + width - 1}"] = (jnp.sum(losses * inside), jnp.sum(inside))
-  return bands

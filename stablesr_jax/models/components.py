@@ -5,16 +5,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict
 
 from stablesr_jax.config import ComputeConfig, ModelConfig
-from stablesr_jax.models.autoencoder import Autoencoder
+from stablesr_jax.models.kl_autoencoder import Autoencoder
+from stablesr_jax.models.parameters import Params
 from stablesr_jax.models.rrdbnet import RRDBNet
 from stablesr_jax.models.text_encoder import TextEncoder
 from stablesr_jax.models.time_aware_encoder import TimeAwareEncoder
 from stablesr_jax.models.unet import UNet
-
-Params = Any  # a nested dictionary of arrays
 
 COMPONENTS = {
   "unet": UNet,
@@ -29,11 +27,6 @@ def modules(config: ModelConfig, compute: ComputeConfig = ComputeConfig()) -> di
   """The modules of a model's parts, those it lacks left out."""
   parts = {name: getattr(config, name) for name in COMPONENTS}
   return {name: COMPONENTS[name](part, compute) for name, part in parts.items() if part is not None}
-
-
-def flat(params: Params) -> dict[str, Any]:
-  """A parameter tree as {"conv_in/kernel": leaf, ...}."""
-  return dict(flatten_dict(params, sep="/"))
 
 
 def init(config: ModelConfig, component: str, key: jax.Array) -> Params:

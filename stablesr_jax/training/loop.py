@@ -12,22 +12,29 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from stablesr_jax.data import make_dataset
-from stablesr_jax.diffusion.objective import Means
 from stablesr_jax.evaluation.metrics import psnr_y, ssim_y
+from stablesr_jax.models.parameters import merge
 from stablesr_jax.parallel import batched, data_mesh
 from stablesr_jax.training import state as states
-from stablesr_jax.training.autoencoder import Autoencoder
-from stablesr_jax.training.cfw import Cfw
 from stablesr_jax.training.checkpointing import Checkpoints, note_config
 from stablesr_jax.training.config import AutoencoderStage, CfwStage, PriorStage, RestorerStage, TrainConfig
-from stablesr_jax.training.export import export
-from stablesr_jax.training.metrics import MetricWriter, means
-from stablesr_jax.training.prior import Prior
-from stablesr_jax.training.restorer import Restorer
-from stablesr_jax.training.stage import TrainedStage, merge
+from stablesr_jax.training.logged import Means
+from stablesr_jax.training.metric_writer import MetricWriter, means
+from stablesr_jax.training.model_export import export
+from stablesr_jax.training.randomness import sample_keys
+from stablesr_jax.training.stage import TrainedStage
+from stablesr_jax.training.stages.autoencoder import AutoencoderTrainer
+from stablesr_jax.training.stages.cfw import CfwTrainer
+from stablesr_jax.training.stages.prior import PriorTrainer
+from stablesr_jax.training.stages.restorer import RestorerTrainer
 from stablesr_jax.training.stopping import StopRequest
 
-STAGES = {AutoencoderStage: Autoencoder, PriorStage: Prior, RestorerStage: Restorer, CfwStage: Cfw}
+STAGES = {
+  AutoencoderStage: AutoencoderTrainer,
+  PriorStage: PriorTrainer,
+  RestorerStage: RestorerTrainer,
+  CfwStage: CfwTrainer,
+}
 
 
 class Diverged(ValueError):
@@ -200,7 +207,7 @@ def _to_devices(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[s
 
 def _prepared(stage: TrainedStage, config: TrainConfig, mesh: jax.sharding.Mesh, batch: Any) -> Any:
   count = len(next(iter(batch.values())))
-  prepare = lambda batch: states.prepare(stage, mesh, batch, states.sample_keys(config.seed, 0, count))
+  prepare = lambda batch: states.prepare(stage, mesh, batch, sample_keys(config.seed, 0, count))
   return jax.jit(prepare, in_shardings=batched(mesh), out_shardings=batched(mesh))(batch)
 
 
@@ -217,7 +224,7 @@ def _validator(config: TrainConfig, stage: TrainedStage, mesh: jax.sharding.Mesh
 
   @jax.jit
   def pictures(params: Any, frozen: Any, batch: Any) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    keys = states.sample_keys(config.seed, 0, count)
+    keys = sample_keys(config.seed, 0, count)
     shown = stage.validate(params, frozen, batch, keys)
     compared = {name: shown[name] for name in shown if name != "hr" and "ours" in shown}
     numbers = {f"validation/psnr/{name}": psnr_y(picture, shown["hr"]) for name, picture in compared.items()}

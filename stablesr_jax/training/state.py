@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import optax
 
 from stablesr_jax.compilation import compiler_options
-from stablesr_jax.diffusion.objective import Means
-from stablesr_jax.models.components import Params
+from stablesr_jax.models.parameters import Params
 from stablesr_jax.parallel import batched, replicated
 from stablesr_jax.training.config import OptimizerConfig, TrainConfig
-from stablesr_jax.training.stage import TrainedStage, keys_for
+from stablesr_jax.training.logged import Means
+from stablesr_jax.training.randomness import keys_for, sample_keys
+from stablesr_jax.training.stage import TrainedStage
 
 Batch = dict[str, Any]
 
@@ -87,12 +88,6 @@ def shardings(config: TrainConfig, abstract: Any, mesh: jax.sharding.Mesh) -> An
     return jax.NamedSharding(mesh, jax.P(*[None] * longest, "data"))
 
   return jax.tree.map(of, abstract)
-
-
-def sample_keys(seed: int, step: Any, count: int) -> jax.Array:
-  """(count,) keys, one for each sample of a step's batch: what is drawn does not depend on how the batch is divided."""
-  key = jax.random.fold_in(jax.random.key(seed), step)
-  return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
 
 
 def prepare(stage: TrainedStage, mesh: jax.sharding.Mesh, batch: Batch, keys: jax.Array) -> Batch:

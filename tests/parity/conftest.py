@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import pytest
 
-from stablesr_jax.checkpoints.convert import convert
+from stablesr_jax.checkpoints.conversion import convert
 from stablesr_jax.checkpoints.store import load_params
 from stablesr_jax.config import ComputeConfig, ModelConfig
 from stablesr_jax.models.components import modules

@@ -1,6 +1,6 @@
 """Colour correction."""
 
-from stablesr_jax import color
+from stablesr_jax.inference import color
 from tests.reference_data import load, nhwc, relative_error
 
 

@@ -14,7 +14,8 @@ import pytest
 import scipy.stats
 import skimage.data
 
-from stablesr_jax.degradation import PRESETS, blur, degrade, jpeg, resize
+from stablesr_jax import pixels
+from stablesr_jax.degradation import PRESETS, blur, degrade, jpeg
 from stablesr_jax.degradation.sharpen import unsharp_mask
 
 reference_folder = pathlib.Path(os.environ.get("STABLESR_REFERENCE", pathlib.Path(__file__).parents[1] / "reference"))
@@ -77,7 +78,7 @@ def test_filter(name):
 def test_resize(name):
   mode, size = name.split("_")
   height, width = (int(side) for side in size.split("x"))
-  assert error(resize.resize(image, height, width, mode), parts[f"resize_{name}"]) <= tolerance
+  assert error(pixels.resize(image, height, width, mode), parts[f"resize_{name}"]) <= tolerance
 
 
 def photograph(name: str) -> np.ndarray:
@@ -88,7 +89,7 @@ def photograph(name: str) -> np.ndarray:
   height, width = planes.shape[1:]
   if min(height, width) < 512:
     scale = 512 / min(height, width)
-    planes = np.asarray(resize.resize(planes, round(height * scale), round(width * scale), "bicubic")).clip(0, 1)
+    planes = np.asarray(pixels.resize(planes, round(height * scale), round(width * scale), "bicubic")).clip(0, 1)
   return planes[:, :512, :512].transpose(1, 2, 0)
 
 

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stablesr_jax import tiling
 from stablesr_jax.config import ComputeConfig, DiffusionConfig
-from stablesr_jax.denoiser import Denoiser
 from stablesr_jax.diffusion import samplers, schedule
+from stablesr_jax.inference import tiling
+from stablesr_jax.inference.denoiser import Denoiser
 from stablesr_jax.parallel import data_mesh
 from tests.reference_data import load, names, nhwc, relative_error
 

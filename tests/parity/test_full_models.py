@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stablesr_jax.checkpoints.convert import convert
+from stablesr_jax.checkpoints.conversion import convert
 from stablesr_jax.checkpoints.export import export
 from stablesr_jax.checkpoints.store import NULL_PROMPT, load_params, read_manifest
 from stablesr_jax.checkpoints.tensor_file import open_tensors
 from stablesr_jax.config import stablesr_512
-from stablesr_jax.tokenizer import tokenize
+from stablesr_jax.models.tokenizer import tokenize
 from tests.parity.conftest import Converted
 from tests.reference_data import (
   FOLDER,

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from stablesr_jax.checkpoints import names
-from stablesr_jax.checkpoints.convert import convert
+from stablesr_jax.checkpoints.conversion import convert
 from stablesr_jax.checkpoints.layout import to_ours
 from stablesr_jax.config import RRDBNetConfig
 from stablesr_jax.models.rrdbnet import RRDBNet

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from stablesr_jax.tokenizer import tokenize
+from stablesr_jax.models.tokenizer import tokenize
 
 _DEFAULT = pathlib.Path(__file__).parents[1] / "reference"
 REFERENCE = pathlib.Path(os.environ.get("STABLESR_REFERENCE", _DEFAULT))

@@ -10,31 +10,21 @@ import jax.numpy as jnp
 
 from stablesr_jax.checkpoints.store import NULL_PROMPT
 from stablesr_jax.diffusion import samplers
-from stablesr_jax.diffusion.objective import Means, loss_by_band, noised
+from stablesr_jax.diffusion.objective import noised
 from stablesr_jax.models import components
-from stablesr_jax.models.components import Params
+from stablesr_jax.models.parameters import Params, apply, is_modulation, split
+from stablesr_jax.pixels import to_unit
 from stablesr_jax.training.config import TrainConfig
-from stablesr_jax.training.latents import Latents
-from stablesr_jax.training.stage import (
-  Batch,
-  Export,
-  apply,
-  computed,
-  is_modulation,
-  keys_for,
-  load,
-  load_latents,
-  normal,
-  null_prompt,
-  open_model,
-  split,
-  to_unit,
-)
+from stablesr_jax.training.logged import Means, loss_by_band
+from stablesr_jax.training.randomness import keys_for, normal
+from stablesr_jax.training.stage import Batch, Export
+from stablesr_jax.training.stages.latents import Latents
+from stablesr_jax.training.starting_model import computed, load, load_latents, null_prompt, open_model
 
 _POSTERIOR, _NOISE, _TIME = 1, 2, 3
 
 
-class Prior:
+class PriorTrainer:
   """Trains "unet", without what steers it; the autoencoder is frozen and there is no prompt but the null prompt."""
 
   def __init__(self, config: TrainConfig, mesh: jax.sharding.Mesh):

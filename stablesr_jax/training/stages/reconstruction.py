@@ -7,17 +7,16 @@ import jax.numpy as jnp
 
 from stablesr_jax.checkpoints.store import load_lpips
 from stablesr_jax.config import ComputeConfig
-from stablesr_jax.diffusion.objective import Means
-from stablesr_jax.models.components import Params
 from stablesr_jax.models.discriminator import (
   PatchDiscriminator,
   adaptive_weight,
   hinge_discriminator_loss,
   hinge_generator_loss,
 )
+from stablesr_jax.models.parameters import Params, apply
 from stablesr_jax.parallel import replicated
 from stablesr_jax.training.config import AutoencoderStage, CfwStage
-from stablesr_jax.training.stage import apply
+from stablesr_jax.training.logged import Means
 
 DISCRIMINATOR, LPIPS = "discriminator", "lpips"
 

@@ -9,19 +9,22 @@ import jax.numpy as jnp
 
 from stablesr_jax.checkpoints.store import load_params
 from stablesr_jax.config import ModelConfig
-from stablesr_jax.diffusion.objective import Means
 from stablesr_jax.models import components
-from stablesr_jax.models.autoencoder import posterior
-from stablesr_jax.models.components import Params
+from stablesr_jax.models.kl_autoencoder import posterior
+from stablesr_jax.models.parameters import Params, apply, is_cfw, split
 from stablesr_jax.parallel import replicated
+from stablesr_jax.pixels import to_unit
 from stablesr_jax.training.config import AutoencoderStage, TrainConfig
-from stablesr_jax.training.reconstruction import ReconstructionLoss
-from stablesr_jax.training.stage import Batch, Export, apply, is_cfw, keys_for, normal, open_model, split, to_unit
+from stablesr_jax.training.logged import Means
+from stablesr_jax.training.randomness import keys_for, normal
+from stablesr_jax.training.stage import Batch, Export
+from stablesr_jax.training.stages.reconstruction import ReconstructionLoss
+from stablesr_jax.training.starting_model import open_model
 
 _POSTERIOR = 1
 
 
-class Autoencoder:
+class AutoencoderTrainer:
   """Trains "autoencoder" (without CFW) and, for its loss, "discriminator"."""
 
   def __init__(self, config: TrainConfig, mesh: jax.sharding.Mesh):

@@ -8,27 +8,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from stablesr_jax.diffusion.objective import Means
 from stablesr_jax.models import components
-from stablesr_jax.models.components import Params
+from stablesr_jax.models.parameters import Params, apply, is_cfw, merge, split
+from stablesr_jax.pixels import enlarge, to_unit
 from stablesr_jax.training.config import CfwStage, TrainConfig
-from stablesr_jax.training.reconstruction import ReconstructionLoss
-from stablesr_jax.training.stage import (
-  Batch,
-  Export,
-  apply,
-  computed,
-  enlarge,
-  is_cfw,
-  load,
-  merge,
-  open_model,
-  split,
-  to_unit,
-)
+from stablesr_jax.training.logged import Means
+from stablesr_jax.training.stage import Batch, Export
+from stablesr_jax.training.stages.reconstruction import ReconstructionLoss
+from stablesr_jax.training.starting_model import computed, load, open_model
 
 
-class Cfw:
+class CfwTrainer:
   """Trains of "autoencoder" the CFW blocks and, for their loss, "discriminator"."""
 
   def __init__(self, config: TrainConfig, mesh: jax.sharding.Mesh):

@@ -9,7 +9,8 @@ import numpy as np
 
 from stablesr_jax.checkpoints.store import NULL_PROMPT, Manifest, ModelWriter, read_manifest
 from stablesr_jax.config import ModelConfig
-from stablesr_jax.models.components import COMPONENTS, Params
+from stablesr_jax.models.components import COMPONENTS
+from stablesr_jax.models.parameters import Params
 from stablesr_jax.parallel import replicated
 from stablesr_jax.training.config import TrainConfig
 from stablesr_jax.training.stage import Batch, Export, TrainedStage

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from stablesr_jax import tiling
 from stablesr_jax.compilation import compiler_options
 from stablesr_jax.config import ComputeConfig, ModelConfig
 from stablesr_jax.diffusion.samplers import Steps, guide, step
+from stablesr_jax.inference import tiling
 from stablesr_jax.models import winograd
-from stablesr_jax.models.components import Params, modules
+from stablesr_jax.models.components import modules
+from stablesr_jax.models.parameters import Params
 from stablesr_jax.parallel import batched, replicated
 
 

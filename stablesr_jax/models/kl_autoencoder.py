@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from stablesr_jax.config import AutoencoderConfig, ComputeConfig
 from stablesr_jax.models.attention import attention
-from stablesr_jax.models.cfw import ControllableFeatureWrapping
+from stablesr_jax.models.feature_wrapping import ControllableFeatureWrapping
 from stablesr_jax.models.layers import Downsample, ResidualBlock, Upsample, conv, group_norm
 
 

@@ -5,7 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from stablesr_jax.degradation import blur, jpeg, noise, resize
+from stablesr_jax import pixels
+from stablesr_jax.degradation import blur, jpeg, noise
 from stablesr_jax.degradation.settings import DegradationSettings, StageSettings
 from stablesr_jax.degradation.sharpen import unsharp_mask
 
@@ -102,9 +103,9 @@ def _degrade_one(
   def between(canvas, x):
     """From the first stage's resizing to the second's, on a canvas for the former's result."""
     mode = _random_mode(keys[3])
-    count = resize.taps_for(1 / first.resize_range[0])
+    count = pixels.taps_for(1 / first.resize_range[0])
     axes = zip(sides, size, canvas, strict=True)
-    x = resize.apply(x, *(resize.axis_taps(mode, n, m, 1 / factor, length, count) for n, m, length in axes))
+    x = pixels.apply_taps(x, *(pixels.axis_taps(mode, n, m, 1 / factor, length, count) for n, m, length in axes))
     x = _noise_and_jpeg(keys[4], x, first, size)
     if second is not None:
       x = _maybe_blur(keys[5], x, second, width, size)
@@ -118,7 +119,7 @@ def _degrade_one(
   if second is not None:
     x = noise.add_noise(keys[7], x, second, low_size)
     x = _finish(keys[8], x, low_size, low_sides, width, settings)
-  clean = resize.resize(planes, *low_sides, "area")
+  clean = pixels.resize(planes, *low_sides, "area")
   return jnp.clip(jnp.where(jax.random.bernoulli(keys[9], settings.clean_probability), clean, x), 0.0, 1.0)
 
 
@@ -159,9 +160,9 @@ def _noise_and_jpeg(key, x, stage: StageSettings, size) -> jax.Array:
 def _resize_to(key, x, size, target, canvas, least) -> jax.Array:
   """The image of `size` at the top left of x, resized to `target`, which is no less than `least`, on a canvas."""
   mode = _random_mode(key)
-  count = max(resize.taps_for(side / low) for side, low in zip(x.shape[1:], least, strict=True))
+  count = max(pixels.taps_for(side / low) for side, low in zip(x.shape[1:], least, strict=True))
   axes = zip(size, target, canvas, strict=True)
-  return resize.apply(x, *(resize.axis_taps(mode, n, m, n / m, length, count) for n, m, length in axes))
+  return pixels.apply_taps(x, *(pixels.axis_taps(mode, n, m, n / m, length, count) for n, m, length in axes))
 
 
 def _canvas(sides, factor: float) -> tuple[int, int]:
@@ -179,7 +180,7 @@ def _random_factor(key, stage: StageSettings) -> jax.Array:
 
 
 def _random_mode(key) -> jax.Array:
-  return jax.random.randint(key, (), 0, len(resize.MODES))
+  return jax.random.randint(key, (), 0, len(pixels.MODES))
 
 
 def _uniform(key, limits: tuple[float, float]) -> jax.Array:

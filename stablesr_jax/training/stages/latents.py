@@ -5,9 +5,10 @@ import dataclasses
 import jax
 
 from stablesr_jax.config import AutoencoderConfig, ComputeConfig
-from stablesr_jax.models.autoencoder import Autoencoder, posterior
-from stablesr_jax.models.components import Params
-from stablesr_jax.training.stage import apply, normal, to_unit
+from stablesr_jax.models.kl_autoencoder import Autoencoder, posterior
+from stablesr_jax.models.parameters import Params, apply
+from stablesr_jax.pixels import to_unit
+from stablesr_jax.training.randomness import normal
 
 
 class Latents:

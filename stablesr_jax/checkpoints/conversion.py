@@ -17,8 +17,9 @@ from stablesr_jax.checkpoints.sources import KINDS, DiffusersFolder, Source, by_
 from stablesr_jax.checkpoints.store import LPIPS_PART, NULL_PROMPT, LPIPSManifest, Manifest, ModelWriter
 from stablesr_jax.config import LPIPSConfig, ModelConfig, Prediction, RRDBNetConfig, SamplingConfig
 from stablesr_jax.models import lpips
-from stablesr_jax.models.components import COMPONENTS, Params, abstract_params, flat, modules
-from stablesr_jax.tokenizer import tokenize
+from stablesr_jax.models.components import COMPONENTS, abstract_params, modules
+from stablesr_jax.models.parameters import Params, flat
+from stablesr_jax.models.tokenizer import tokenize
 
 Report = Callable[[str], None]
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from stablesr_jax.data.config import DataConfig
-from stablesr_jax.data.sources import Record, Source, open_source, require
+from stablesr_jax.data.image_sources import Record, Source, open_source, require
 from stablesr_jax.image_io import decode_image
 
 _MAX_SUBSTITUTES = 1000

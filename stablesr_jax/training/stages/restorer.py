@@ -11,33 +11,23 @@ import jax.numpy as jnp
 from stablesr_jax.checkpoints.store import NULL_PROMPT
 from stablesr_jax.config import SamplingConfig
 from stablesr_jax.diffusion import samplers
-from stablesr_jax.diffusion.objective import Means, loss_by_band, noised
+from stablesr_jax.diffusion.objective import noised
 from stablesr_jax.diffusion.schedule import q_sample, signal_and_noise
 from stablesr_jax.models import components
-from stablesr_jax.models.components import Params
+from stablesr_jax.models.parameters import Params, apply, is_modulation, merge, split
+from stablesr_jax.pixels import to_unit
 from stablesr_jax.training.config import CfwDataStage, RestorerStage, TrainConfig
-from stablesr_jax.training.latents import Latents
-from stablesr_jax.training.stage import (
-  Batch,
-  Export,
-  apply,
-  computed,
-  is_modulation,
-  keys_for,
-  load,
-  load_latents,
-  merge,
-  normal,
-  open_model,
-  prepare_pairs,
-  split,
-  to_unit,
-)
+from stablesr_jax.training.logged import Means, loss_by_band
+from stablesr_jax.training.randomness import keys_for, normal
+from stablesr_jax.training.stage import Batch, Export
+from stablesr_jax.training.stages.latents import Latents
+from stablesr_jax.training.stages.low_resolution import prepare_pairs
+from stablesr_jax.training.starting_model import computed, load, load_latents, open_model
 
 _HR_POSTERIOR, _LR_POSTERIOR, _NOISE, _TIME, _STEPS = 1, 2, 3, 4, 10
 
 
-class Restorer:
+class RestorerTrainer:
   """Trains "time_aware_encoder" and of "unet" what steers it, or all of it with `train_prior`."""
 
   def __init__(self, config: TrainConfig, mesh: jax.sharding.Mesh):

@@ -14,11 +14,11 @@ from stablesr_jax.data import make_dataset
 from stablesr_jax.data.cfw_set import sample_path, write_sample
 from stablesr_jax.degradation import degrade_pairs
 from stablesr_jax.parallel import batched, data_mesh, replicated
+from stablesr_jax.pixels import enlarge
 from stablesr_jax.training.checkpointing import note_config
 from stablesr_jax.training.config import CfwDataStage, TrainConfig
-from stablesr_jax.training.restorer import Restorer
-from stablesr_jax.training.stage import enlarge, keys_for
-from stablesr_jax.training.state import sample_keys
+from stablesr_jax.training.randomness import keys_for, sample_keys
+from stablesr_jax.training.stages.restorer import RestorerTrainer
 from stablesr_jax.training.stopping import StopRequest
 
 
@@ -39,7 +39,7 @@ def make_cfw_set(config: TrainConfig, folder: pathlib.Path) -> bool:
     raise ValueError(f"batch-size {size}: must be a multiple of {mesh.size}, the number of devices")
   process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
   data = make_dataset(config.data, size, **process)
-  stage = Restorer(config, mesh)
+  stage = RestorerTrainer(config, mesh)
   folder.mkdir(parents=True, exist_ok=True)
   for change in note_config(folder, config):
     print(f"changed: {change}; the samples that are there stay as they are", file=sys.stderr)
@@ -64,7 +64,7 @@ def make_cfw_set(config: TrainConfig, folder: pathlib.Path) -> bool:
   return True
 
 
-def _maker(stage: Restorer, config: TrainConfig, mesh: jax.sharding.Mesh) -> Any:
+def _maker(stage: RestorerTrainer, config: TrainConfig, mesh: jax.sharding.Mesh) -> Any:
   """(params, frozen, HR images uint8, batch's number) -> the batch's samples."""
   assert isinstance(config.stage, CfwDataStage)
   settings = config.stage.degradation

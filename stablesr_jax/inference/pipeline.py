@@ -11,18 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from stablesr_jax import color, tiling
 from stablesr_jax.checkpoints.store import EMBEDDED, NULL_PROMPT, Manifest, load_params, read_manifest
 from stablesr_jax.compilation import compiler_options
 from stablesr_jax.config import ComputeConfig, SamplingConfig
-from stablesr_jax.degradation.resize import resize
-from stablesr_jax.denoiser import Denoiser
 from stablesr_jax.diffusion.samplers import plan
 from stablesr_jax.diffusion.schedule import q_sample, signal_and_noise
-from stablesr_jax.models.autoencoder import posterior
-from stablesr_jax.models.components import Params, modules
+from stablesr_jax.inference import color, tiling
+from stablesr_jax.inference.denoiser import Denoiser
+from stablesr_jax.models.components import modules
+from stablesr_jax.models.kl_autoencoder import posterior
+from stablesr_jax.models.parameters import Params
+from stablesr_jax.models.tokenizer import tokenize
 from stablesr_jax.parallel import data_mesh, replicated
-from stablesr_jax.tokenizer import tokenize
+from stablesr_jax.pixels import resize
 
 Picture = TypeVar("Picture", np.ndarray, Image.Image)
 Progress = Callable[[int, int], None]

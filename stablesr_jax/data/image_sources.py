@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from stablesr_jax.data import cfw_set
 from stablesr_jax.data.config import SourceConfig
-from stablesr_jax.data.pack import unpack_record
+from stablesr_jax.data.packing import unpack_record
 from stablesr_jax.image_io import IMAGE_SUFFIXES, list_images
 
 

@@ -32,10 +32,10 @@ def resize(planes: jax.Array, height: int, width: int, mode: str) -> jax.Array:
     axis_taps(number, source, target, source / target, target, taps_for(source / target))
     for source, target in zip(planes.shape[-2:], (height, width), strict=True)
   )
-  return apply(planes, rows, columns)
+  return apply_taps(planes, rows, columns)
 
 
-def apply(planes: Any, rows: Taps, columns: Taps) -> jax.Array:
+def apply_taps(planes: Any, rows: Taps, columns: Taps) -> jax.Array:
   """Resizes (..., H, W) to (..., h, w), given the taps of both axes."""
   # Rows are gathered whole. Gathering columns would leave planes transposed in memory, which slows all that follows.
   index, weight = rows
@@ -90,3 +90,14 @@ def _cubic(distance: jax.Array, a: float = -0.75) -> jax.Array:
   near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
   far = ((distance - 5) * distance + 8) * (a * distance) - 4 * a
   return jnp.where(distance <= 1, near, jnp.where(distance < 2, far, 0.0))
+
+
+def enlarge(low: jax.Array, size: tuple[int, ...]) -> jax.Array:
+  """(B, h, w, 3) in [0, 1] -> (B, *size, 3) in [0, 1], bicubic."""
+  planes = resize(jnp.moveaxis(low, -1, 1), size[0], size[1], "bicubic")
+  return jnp.clip(jnp.moveaxis(planes, 1, -1), 0, 1)
+
+
+def to_unit(image: jax.Array) -> jax.Array:
+  """[-1, 1] -> [0, 1], clipped."""
+  return jnp.clip((image + 1) / 2, 0, 1)
