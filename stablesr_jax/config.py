@@ -9,6 +9,8 @@ import dataclasses
 import typing
 from typing import Any, Literal
 
+from stablesr_jax.errors import UserError
+
 Conditioning = Literal["sft", "add", "none"]
 Prediction = Literal["eps", "v"]
 AttentionImplementation = Literal["auto", "cudnn", "xla", "chunked"]
@@ -206,7 +208,7 @@ class SamplingConfig:
   def __post_init__(self):
     def check(ok: bool, field: str, wanted: str):
       if not ok:
-        raise ValueError(f"{field.replace('_', '-')} {getattr(self, field)!r}: {wanted}")
+        raise UserError(f"{field.replace('_', '-')} {getattr(self, field)!r}: {wanted}")
 
     check(self.sampler in ("ddpm", "ddim"), "sampler", "choose ddpm or ddim")
     check(2 <= self.steps <= 1000, "steps", "must be 2 to 1000")
@@ -293,22 +295,22 @@ def from_json(cls: type, values: Any, where: str = "model.json") -> Any:
   """The dataclass `cls` from plain JSON values; fields that are left out keep their defaults.
 
   Raises:
-    ValueError: a key is unknown or a value does not fit its field; the message names the key.
+    UserError: a key is unknown or a value does not fit its field; the message names the key.
   """
   if not isinstance(values, dict):
-    raise ValueError(f"{where}: expected an object, found {type(values).__name__}")
+    raise UserError(f"{where}: expected an object, found {type(values).__name__}")
   hints = typing.get_type_hints(cls)
   arguments = {}
   for key, value in values.items():
     if key not in hints:
-      raise ValueError(f"{where}: unknown key {key!r} (known: {', '.join(hints)})")
+      raise UserError(f"{where}: unknown key {key!r} (known: {', '.join(hints)})")
     nested = [t for t in (hints[key], *typing.get_args(hints[key])) if dataclasses.is_dataclass(t)]
     if nested and value is not None:
       value = from_json(typing.cast(type, nested[0]), value, f"{where}: {key}")
     elif isinstance(value, list):
       value = tuple(value)
     if not _fits(value, hints[key]):
-      raise ValueError(f"{where}: {key}: {value!r} is not {_describe(hints[key])}")
+      raise UserError(f"{where}: {key}: {value!r} is not {_describe(hints[key])}")
     arguments[key] = value
   return cls(**arguments)
 

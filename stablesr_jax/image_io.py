@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, features
 
+from stablesr_jax.errors import UserError
+
 _HAS_AVIF = features.check("avif")
 _AVIF = (".avif",) if _HAS_AVIF else ()
 # Suffixes that `read_image` reads and that `write_image` writes, in lower case.
@@ -63,19 +65,19 @@ def read_image(path: str | pathlib.Path) -> Picture:
   colour as 8-bit.
 
   Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: it is no picture, is damaged, has values out of range, or more pixels than Pillow's guard allows
+    UserError: there is no such file.
+    UserError: it is no picture, is damaged, has values out of range, or more pixels than Pillow's guard allows
       (twice `PIL.Image.MAX_IMAGE_PIXELS`).
   """
   path = pathlib.Path(path)
   if path.is_dir():
-    raise ValueError(f"{path}: is a folder, not an image")
+    raise UserError(f"{path}: is a folder, not an image")
   if not path.exists():
-    raise FileNotFoundError(f"{path}: no such file")
+    raise UserError(f"{path}: no such file")
   try:
     data = path.read_bytes()
   except OSError as error:
-    raise ValueError(f"{path}: cannot be read ({_one_line(error)})") from None
+    raise UserError(f"{path}: cannot be read ({_one_line(error)})") from error
   return decode_image(data, str(path))
 
 
@@ -86,24 +88,24 @@ def decode_image(data: bytes, name: str) -> Picture:
     name: what error messages call it.
 
   Raises:
-    ValueError: as `read_image`.
+    UserError: as `read_image`.
   """
   try:
     if not data:
-      raise ValueError("the file is empty")
+      raise UserError("the file is empty")
     with Image.open(io.BytesIO(data)) as image:
       image.load()
       exif = _read_exif(image)
       return _decode(_upright(image), exif)
-  except Image.UnidentifiedImageError:
-    raise ValueError(f"{name}: not an image, or of a kind that is not supported") from None
-  except Image.DecompressionBombError:
+  except Image.UnidentifiedImageError as error:
+    raise UserError(f"{name}: not an image, or of a kind that is not supported") from error
+  except Image.DecompressionBombError as error:
     limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-    raise ValueError(f"{name}: more than {limit} megapixels (raise PIL.Image.MAX_IMAGE_PIXELS to allow it)") from None
+    raise UserError(f"{name}: more than {limit} megapixels (raise PIL.Image.MAX_IMAGE_PIXELS to allow it)") from error
   except MemoryError:
     raise
   except Exception as error:  # Decoders answer damaged files with errors of any kind.
-    raise ValueError(f"{name}: cannot be read ({_one_line(error)})") from None
+    raise UserError(f"{name}: cannot be read ({_one_line(error)})") from error
 
 
 def write_image(path: str | pathlib.Path, picture: Picture) -> None:
@@ -114,24 +116,24 @@ def write_image(path: str | pathlib.Path, picture: Picture) -> None:
   appears under its name when it is complete, in place of an older one. Its folder must exist.
 
   Raises:
-    FileNotFoundError: the folder does not exist.
-    ValueError: the suffix is not one of `WRITABLE_SUFFIXES`, the picture is too large for the format, has shapes that
+    UserError: the folder does not exist.
+    UserError: the suffix is not one of `WRITABLE_SUFFIXES`, the picture is too large for the format, has shapes that
       do not fit, or values that are not finite; or the file cannot be written.
   """
   path = pathlib.Path(path)
   suffix = path.suffix.lower()
   if suffix not in WRITABLE_SUFFIXES:
-    raise ValueError(f"{path}: cannot write {suffix or 'a file without suffix'} (use {', '.join(WRITABLE_SUFFIXES)})")
+    raise UserError(f"{path}: cannot write {suffix or 'a file without suffix'} (use {', '.join(WRITABLE_SUFFIXES)})")
   if not path.parent.is_dir():
-    raise FileNotFoundError(f"{path}: no such folder: {path.parent}")
+    raise UserError(f"{path}: no such folder: {path.parent}")
   if path.is_dir():
-    raise ValueError(f"{path}: is a folder")
+    raise UserError(f"{path}: is a folder")
   kind = _FORMATS[suffix]
   try:
     pixels = _encode(picture, with_alpha=kind != "JPEG")
     limit = _LONGEST_SIDE.get(kind)
     if limit and max(pixels.shape[:2]) > limit:
-      raise ValueError(f"{kind} holds at most {limit} pixels a side; use .png or .tif")
+      raise UserError(f"{kind} holds at most {limit} pixels a side; use .png or .tif")
     options = dict(_OPTIONS[kind])
     if picture.icc:
       options["icc_profile"] = picture.icc
@@ -141,7 +143,7 @@ def write_image(path: str | pathlib.Path, picture: Picture) -> None:
     elif exif:
       options["exif"] = exif
   except ValueError as error:
-    raise ValueError(f"{path}: {_one_line(error)}") from None
+    raise UserError(f"{path}: {_one_line(error)}") from error
 
   # A dot in front and another suffix: not taken for a picture if a crash leaves it behind.
   temporary = path.with_name(f".{path.name[:200]}.{uuid.uuid4().hex[:8]}.tmp")
@@ -150,7 +152,7 @@ def write_image(path: str | pathlib.Path, picture: Picture) -> None:
       Image.fromarray(pixels).save(f, format=kind, **options)
     os.replace(temporary, path)
   except (OSError, ValueError, RuntimeError) as error:
-    raise ValueError(f"{path}: cannot be written ({_one_line(error)})") from None
+    raise UserError(f"{path}: cannot be written ({_one_line(error)})") from error
   finally:
     temporary.unlink(missing_ok=True)
 
@@ -159,14 +161,14 @@ def list_images(folder: str | pathlib.Path, recursive: bool = True) -> list[path
   """The files in `folder` with one of `IMAGE_SUFFIXES`, sorted; hidden files and folders are skipped.
 
   Raises:
-    FileNotFoundError: there is no such folder.
-    ValueError: it is a file.
+    UserError: there is no such folder.
+    UserError: it is a file.
   """
   folder = pathlib.Path(folder)
   if not folder.exists():
-    raise FileNotFoundError(f"{folder}: no such folder")
+    raise UserError(f"{folder}: no such folder")
   if not folder.is_dir():
-    raise ValueError(f"{folder}: is a file, not a folder")
+    raise UserError(f"{folder}: is a file, not a folder")
   found = []
   for root, folders, files in os.walk(folder):
     folders[:] = [name for name in folders if recursive and not name.startswith(".")]
@@ -205,7 +207,7 @@ def _decode_deep_grey(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None
     alpha = (values != transparent).astype(np.float32)
   top = 1 if image.mode == "F" else 65535
   if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= top):
-    raise ValueError(f"values outside 0 to {top} in a picture of mode {image.mode}")
+    raise UserError(f"values outside 0 to {top} in a picture of mode {image.mode}")
   return values.astype(np.float32) / np.float32(top), alpha, 16
 
 
@@ -282,11 +284,11 @@ def _encode(picture: Picture, with_alpha: bool) -> np.ndarray:
   """(H, W, 3 or 4) uint8."""
   rgb, alpha = picture.rgb, picture.alpha
   if rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
-    raise ValueError(f"rgb of shape {rgb.shape}: expected (H, W, 3)")
+    raise UserError(f"rgb of shape {rgb.shape}: expected (H, W, 3)")
   if alpha is not None and alpha.shape != rgb.shape[:2]:
-    raise ValueError(f"alpha of shape {alpha.shape} does not fit rgb of shape {rgb.shape}")
+    raise UserError(f"alpha of shape {alpha.shape} does not fit rgb of shape {rgb.shape}")
   if not (np.isfinite(rgb).all() and (alpha is None or np.isfinite(alpha).all())):
-    raise ValueError("the picture has values that are not finite (NaN or infinity)")
+    raise UserError("the picture has values that are not finite (NaN or infinity)")
   if alpha is not None and with_alpha:
     rgb = np.concatenate([rgb, alpha[..., None]], axis=2)
   elif alpha is not None:

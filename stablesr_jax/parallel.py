@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from stablesr_jax.errors import UserError
+
 # What tells a process that it is one of several, for clusters where JAX finds out the rest by itself.
 _CLUSTER_VARIABLES = {"SLURM_NTASKS": "1", "OMPI_COMM_WORLD_SIZE": "1", "JAX_COORDINATOR_ADDRESS": ""}
 
@@ -17,11 +19,11 @@ def connect(coordinator: str | None = None, processes: int | None = None, proces
     coordinator: "host:port" of the first process. Under Slurm, Open MPI and on TPU pods all three are found out.
 
   Raises:
-    ValueError: only some of the arguments are given.
+    UserError: only some of the arguments are given.
   """
   given = [value is not None for value in (coordinator, processes, process)]
   if any(given) and not all(given):
-    raise ValueError("coordinator, processes and process: give all three or none")
+    raise UserError("coordinator, processes and process: give all three or none")
   pod = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
   if all(given) or pod or any(os.environ.get(name, one) != one for name, one in _CLUSTER_VARIABLES.items()):
     jax.distributed.initialize(coordinator, processes, process)

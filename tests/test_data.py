@@ -12,6 +12,7 @@ from PIL import Image
 
 from stablesr_jax.data import DataConfig, SourceConfig, make_dataset
 from stablesr_jax.data.image_sources import FolderSource, PairSource, open_source
+from stablesr_jax.errors import UserError
 
 CROP = 16
 
@@ -72,7 +73,7 @@ def test_folders_are_read_recursively_without_other_files(tmp_path):
 
 
 def test_missing_and_empty_folders_are_named(tmp_path):
-  with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+  with pytest.raises(UserError, match="nowhere: no such folder"):
     FolderSource(tmp_path / "nowhere")
   (tmp_path / "x.txt").write_text("x")
   with pytest.raises(ValueError, match=f"{tmp_path}: no images"):

@@ -12,6 +12,7 @@ import threading
 import pytest
 
 from stablesr_jax.checkpoints import hub
+from stablesr_jax.errors import UserError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
@@ -117,7 +118,7 @@ def test_paths_are_given_back(tmp_path, monkeypatch):
   assert hub.resolve(str(tmp_path / "a.ckpt")) == tmp_path / "a.ckpt"
   monkeypatch.setenv("HOME", str(tmp_path))
   assert hub.resolve("~/a.ckpt") == tmp_path / "a.ckpt"
-  with pytest.raises(FileNotFoundError, match=r"^owner/repo: no such file or folder .*hf://owner/repo/path"):
+  with pytest.raises(UserError, match=r"^owner/repo: no such file or folder .*hf://owner/repo/path"):
     hub.resolve("owner/repo")
 
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from stablesr_jax import image_io
+from stablesr_jax.errors import UserError
 from stablesr_jax.image_io import Picture, list_images, read_image, write_image
 
 RGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -300,7 +301,7 @@ def test_list_images(tmp_path):
     (tmp_path / name).touch()
   assert list_images(tmp_path) == [tmp_path / n for n in ("a.jpg", "b.PNG", "e.png/inner.tif", "sub/c.webp")]
   assert list_images(str(tmp_path), recursive=False) == [tmp_path / "a.jpg", tmp_path / "b.PNG"]
-  with pytest.raises(FileNotFoundError, match="no such folder"):
+  with pytest.raises(UserError, match="no such folder"):
     list_images(tmp_path / "none")
   with pytest.raises(ValueError, match="is a file"):
     list_images(tmp_path / "a.jpg")

@@ -8,6 +8,7 @@ from stablesr_jax.cli import pack as command
 from stablesr_jax.data import DataConfig, SourceConfig, make_dataset, pack_images
 from stablesr_jax.data.image_sources import open_source
 from stablesr_jax.data.packing import pack_record, unpack_record
+from stablesr_jax.errors import UserError
 
 
 @pytest.fixture
@@ -57,9 +58,9 @@ def test_unreadable_and_small_images_are_left_out(photos, tmp_path):
 def test_nothing_to_pack_leaves_no_file(photos, tmp_path):
   with pytest.raises(ValueError, match="photos: no image to pack .3 skipped"):
     pack_images([photos], tmp_path / "x.array_record", min_side=1000)
-  with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+  with pytest.raises(UserError, match="nowhere: no such folder"):
     pack_images([tmp_path / "nowhere"], tmp_path / "x.array_record")
-  with pytest.raises(FileNotFoundError, match="no such folder"):
+  with pytest.raises(UserError, match="no such folder"):
     pack_images([photos], tmp_path / "nowhere/x.array_record")
   with pytest.raises(ValueError, match="min_side 0"):
     pack_images([photos], tmp_path / "x.array_record", min_side=0)
@@ -69,7 +70,7 @@ def test_nothing_to_pack_leaves_no_file(photos, tmp_path):
 def test_other_files_are_refused(photos, tmp_path):
   from array_record.python.array_record_module import ArrayRecordWriter
 
-  with pytest.raises(FileNotFoundError, match="nowhere: no such file"):
+  with pytest.raises(UserError, match="nowhere: no such file"):
     _open(tmp_path / "nowhere")
   with pytest.raises(ValueError, match="a.png: not a file of packed images"):
     _open(photos / "a.png")

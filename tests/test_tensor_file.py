@@ -19,6 +19,7 @@ import pytest
 import safetensors.numpy
 
 from stablesr_jax.checkpoints import tensor_file
+from stablesr_jax.errors import UserError
 
 torch = pytest.importorskip("torch")
 
@@ -262,7 +263,7 @@ def test_without_torch_the_extra_is_named_and_safetensors_still_read(tmp_path, m
 def test_sha256(tmp_path):
   (tmp_path / "x").write_bytes(b"abc" * 1000)
   assert tensor_file.sha256(tmp_path / "x") == hashlib.sha256(b"abc" * 1000).hexdigest()
-  with pytest.raises(FileNotFoundError, match="no such file"):
+  with pytest.raises(UserError, match="no such file"):
     tensor_file.sha256(tmp_path / "y")
   with pytest.raises(ValueError, match="is a folder"):
     tensor_file.sha256(tmp_path)

@@ -16,6 +16,7 @@ from stablesr_jax.checkpoints.layout import to_ours
 from stablesr_jax.checkpoints.sources import KINDS, DiffusersFolder, Source, by_priority, ignored_reason, open_source
 from stablesr_jax.checkpoints.store import LPIPS_PART, NULL_PROMPT, LPIPSManifest, Manifest, ModelWriter
 from stablesr_jax.config import LPIPSConfig, ModelConfig, Prediction, RRDBNetConfig, SamplingConfig
+from stablesr_jax.errors import UserError
 from stablesr_jax.models import lpips
 from stablesr_jax.models.components import COMPONENTS, abstract_params, modules
 from stablesr_jax.models.parameters import Params, flat
@@ -47,7 +48,7 @@ def convert(
     report: is given one line at a time.
 
   Raises:
-    ValueError, FileNotFoundError: an input cannot be read or is nothing known, two are of one kind, a tensor has
+    UserError: an input cannot be read or is nothing known, two are of one kind, a tensor has
       the wrong shape, a parameter remains unfilled, or LPIPS's files are among a model's.
   """
   sources = by_priority([open_source(path) for path in inputs])
@@ -55,7 +56,7 @@ def convert(
     report(f"{source.path.name}: {KINDS[source.kind].title}")
   if any(LPIPS_PART in KINDS[source.kind].parts for source in sources):
     if architecture is not None or prediction is not None:
-      raise ValueError("LPIPS has neither an architecture nor a prediction to choose")
+      raise UserError("LPIPS has neither an architecture nor a prediction to choose")
     return _convert_lpips(sources, output, dtype, report)
   config = describe(sources, architecture)
   config = dataclasses.replace(
@@ -102,7 +103,7 @@ def convert(
 def _convert_lpips(sources: Sequence[Source], output: pathlib.Path, dtype: str, report: Report) -> LPIPSManifest:
   for source in sources:
     if LPIPS_PART not in KINDS[source.kind].parts:
-      raise ValueError(f"{source.path}: {KINDS[source.kind].title}; LPIPS has a folder of its own, convert it alone")
+      raise UserError(f"{source.path}: {KINDS[source.kind].title}; LPIPS has a folder of its own, convert it alone")
   name_map = KINDS[sources[0].kind].parts[LPIPS_PART][1](LPIPSConfig())
   [first] = names.leaf_names(name_map, "stage_0/conv_0/kernel")  # what the first source is recognised by, too
   config = LPIPSConfig(width=sources[0].tensors.shape(first)[0])
@@ -128,7 +129,7 @@ def describe(sources: Sequence[Source], architecture: ModelConfig | None = None)
   """The architecture that the sources together have: the sizes of a named one, the parts that are there.
 
   Raises:
-    ValueError: no named architecture fits.
+    UserError: no named architecture fits.
   """
 
   default = ModelConfig(precleaner=RRDBNetConfig())
@@ -153,7 +154,7 @@ def describe(sources: Sequence[Source], architecture: ModelConfig | None = None)
     architecture = next((named for make in configs.NAMED.values() if _fits(named := make(), conv_in)), None)
   if architecture is None:
     sizes = ", ".join(f"{part} {shape[0]}" for part, shape in conv_in.items() if shape)
-    raise ValueError(f"no named architecture has these channels ({sizes}); give --architecture model.json")
+    raise UserError(f"no named architecture has these channels ({sizes}); give --architecture model.json")
 
   unet, autoencoder = architecture.unet, architecture.autoencoder
   if unet is not None and find("unet", "middle_0/residual/sft/gamma") is None and unet.conditioning == "sft":
@@ -217,7 +218,7 @@ def _plan(part: str, sizes: Any, abstract: Params, sources: Sequence[Source]) ->
     else:
       missing.append(_published_name(candidates, path))
   if missing:
-    raise ValueError(
+    raise UserError(
       f"{', '.join(str(source.path) for source, *_ in candidates)}: {part} lacks {len(missing)} of "
       f"{len(missing) + len(plan)} tensors (first: {missing[0]})"
     )
@@ -234,14 +235,14 @@ def _published_name(candidates: Sequence[tuple[Source, str, names.Names]], path:
 
 
 def _check_shape(source: Source, keys: tuple[str, ...], path: str, shape: tuple[int, ...]) -> None:
-  """Raises ValueError if the tensors cannot become a parameter of `shape`, without reading them."""
+  """Raises UserError if the tensors cannot become a parameter of `shape`, without reading them."""
   leaf = path.rpartition("/")[2]
   shapes = [source.tensors.shape(key) for key in keys]
   joined = (sum(s[0] for s in shapes), *shapes[0][1:]) if len(shapes) > 1 else shapes[0]
   try:
     to_ours(np.broadcast_to(np.float32(0), joined), leaf, shape)
   except ValueError as error:
-    raise ValueError(f"{source.path}: {keys[0]} {error}: not a model of this architecture") from None
+    raise UserError(f"{source.path}: {keys[0]} {error}: not a model of this architecture") from error
 
 
 def _fill(plan: dict[str, _Leaf], dtype: str, used: dict[pathlib.Path, set[str]]) -> Any:

@@ -13,6 +13,7 @@ from stablesr_jax.checkpoints.safetensors_writer import Entry, write_safetensors
 from stablesr_jax.checkpoints.store import load_params, read_manifest
 from stablesr_jax.config import ModelConfig
 from stablesr_jax.diffusion import schedule
+from stablesr_jax.errors import UserError
 from stablesr_jax.models.parameters import flat
 
 _PREFIXES = {
@@ -42,10 +43,10 @@ def export(model: pathlib.Path, output: pathlib.Path, *, dtype: str = "float32")
     The files written.
 
   Raises:
-    ValueError: the folder is no converted model, or `output` is not a .safetensors file.
+    UserError: the folder is no converted model, or `output` is not a .safetensors file.
   """
   if output.suffix != ".safetensors":
-    raise ValueError(f"{output}: give a file name that ends in .safetensors")
+    raise UserError(f"{output}: give a file name that ends in .safetensors")
   manifest = read_manifest(model)
   config, target = manifest.architecture, np.dtype(dtype)
   entries = []

@@ -2,6 +2,8 @@
 
 import pathlib
 
+from stablesr_jax.errors import UserError
+
 _SCHEME = "hf://"
 _FORMS = "write hf://owner/repo/path/to/file or hf://owner/repo, with @revision after repo if wanted"
 # A repository often holds its weights several times over. Wanted are the settings, the vocabulary, and one copy of
@@ -19,14 +21,14 @@ def resolve(reference: str) -> pathlib.Path:
       A mirror is used by setting `HF_ENDPOINT`, a token by `HF_TOKEN`.
 
   Raises:
-    FileNotFoundError: there is no such file or folder.
-    ValueError: the reference is malformed, or the hub does not give the file.
+    UserError: there is no such file or folder.
+    UserError: the reference is malformed, or the hub does not give the file.
   """
   reference = str(reference)
   if not reference.startswith(_SCHEME):
     path = pathlib.Path(reference).expanduser()
     if not path.exists():
-      raise FileNotFoundError(f"{reference}: no such file or folder (for the Hugging Face hub {_FORMS})")
+      raise UserError(f"{reference}: no such file or folder (for the Hugging Face hub {_FORMS})")
     return path
 
   repo, revision, file = _parse(reference)
@@ -54,7 +56,7 @@ def resolve(reference: str) -> pathlib.Path:
     why = f"{repo!r} is not the name of a repository"
   except Exception as error:  # The HTTP client underneath, and so its errors, differ by version of the library.
     why = next(iter(str(error).splitlines()), "") or type(error).__name__
-  raise ValueError(
+  raise UserError(
     f"{reference}: not available from {huggingface_hub.constants.ENDPOINT} ({why});"
     " set HF_ENDPOINT to a mirror or give a local file"
   )
@@ -67,5 +69,5 @@ def _parse(reference: str) -> tuple[str, str | None, str]:
   repo, at, revision = repo.partition("@")
   parts = [owner, repo, *([revision] if at else []), *(file.split("/") if file else [])]
   if any(part in ("", ".", "..") for part in parts):
-    raise ValueError(f"{reference}: not a hub reference; {_FORMS}")
+    raise UserError(f"{reference}: not a hub reference; {_FORMS}")
   return f"{owner}/{repo}", revision or None, file

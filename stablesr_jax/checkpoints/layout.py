@@ -2,12 +2,14 @@
 
 import numpy as np
 
+from stablesr_jax.errors import UserError
+
 
 def to_ours(tensor: np.ndarray, leaf: str, shape: tuple[int, ...]) -> np.ndarray:
   """A PyTorch tensor in our layout: OIHW -> HWIO, OI -> IO, a 1x1 convolution -> a dense layer.
 
   Raises:
-    ValueError: it does not have the wanted shape.
+    UserError: it does not have the wanted shape.
   """
   value = tensor
   if leaf == "kernel" and tensor.ndim == len(shape) == 4:
@@ -15,7 +17,7 @@ def to_ours(tensor: np.ndarray, leaf: str, shape: tuple[int, ...]) -> np.ndarray
   elif leaf == "kernel" and len(shape) == 2 and tensor.ndim >= 2 and tensor.size == tensor.shape[0] * tensor.shape[1]:
     value = tensor.reshape(tensor.shape[:2]).T
   if value.shape != shape:
-    raise ValueError(f"has shape {'x'.join(map(str, tensor.shape))}, which does not fit {'x'.join(map(str, shape))}")
+    raise UserError(f"has shape {'x'.join(map(str, tensor.shape))}, which does not fit {'x'.join(map(str, shape))}")
   return value
 
 

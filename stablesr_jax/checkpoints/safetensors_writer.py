@@ -11,6 +11,8 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
+from stablesr_jax.errors import UserError
+
 _DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(ml_dtypes.bfloat16): "BF16"}
 
 
@@ -27,7 +29,7 @@ def write_safetensors(path: pathlib.Path, entries: Sequence[Entry]) -> None:
   """Writes `entries` in their order. The file appears under its name when it is complete.
 
   Raises:
-    ValueError: the file cannot be written.
+    UserError: the file cannot be written.
   """
   header, offset = {}, 0
   for entry in entries:
@@ -50,6 +52,6 @@ def write_safetensors(path: pathlib.Path, entries: Sequence[Entry]) -> None:
         f.write(value.tobytes())
     os.replace(partial, path)
   except OSError as error:
-    raise ValueError(f"{path}: cannot be written ({error.strerror})") from None
+    raise UserError(f"{path}: cannot be written ({error.strerror})") from error
   finally:
     partial.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 from stablesr_jax.checkpoints import names
 from stablesr_jax.checkpoints.tensor_file import TensorFile, open_tensors, sha256
+from stablesr_jax.errors import UserError
 
 
 class Tensors(Protocol):
@@ -175,13 +176,13 @@ class DiffusersFolder:
     for part, candidates in self._PARTS.items():
       files = [path / part / name for name in candidates if (path / part / name).is_file()]
       if not files and (path / part).is_dir():
-        raise ValueError(f"{path / part}: has none of {', '.join(candidates)}")
+        raise UserError(f"{path / part}: has none of {', '.join(candidates)}")
       for file in files[:1]:
         tensors = open_tensors(file)
         for name in tensors:
           self._at[f"{part}/{name.removeprefix('text_model.')}"] = (tensors, name)
     if not self._at:
-      raise ValueError(f"{path}: neither a diffusers folder (unet/, vae/, text_encoder/) nor a checkpoint file")
+      raise UserError(f"{path}: neither a diffusers folder (unet/, vae/, text_encoder/) nor a checkpoint file")
 
   def __iter__(self) -> Iterator[str]:
     return iter(self._at)
@@ -204,8 +205,8 @@ class DiffusersFolder:
       return None
     try:
       return {"epsilon": "eps", "v_prediction": "v"}.get(json.loads(file.read_text()).get("prediction_type"))
-    except (ValueError, AttributeError):
-      raise ValueError(f"{file}: not a scheduler's JSON") from None
+    except (ValueError, AttributeError) as error:
+      raise UserError(f"{file}: not a scheduler's JSON") from error
 
   def sha256(self) -> str:
     import hashlib
@@ -218,14 +219,14 @@ def open_source(path: pathlib.Path) -> Source:
   """Opens a checkpoint file or a diffusers folder and recognises it.
 
   Raises:
-    ValueError: it cannot be read, or its keys are those of nothing known.
+    UserError: it cannot be read, or its keys are those of nothing known.
   """
   tensors: Tensors = DiffusersFolder(path) if path.is_dir() else open_tensors(path)
   for name, kind in KINDS.items():
     if kind.recognise(tensors):
       return Source(tensors, name)
   first = ", ".join(list(tensors)[:3])
-  raise ValueError(f"{path}: not a kind of checkpoint that is known (its first keys: {first})")
+  raise UserError(f"{path}: not a kind of checkpoint that is known (its first keys: {first})")
 
 
 def ignored_reason(key: str) -> str | None:
@@ -237,16 +238,16 @@ def by_priority(sources: Sequence[Source]) -> list[Source]:
   """The sources in the order in which parts are taken from them.
 
   Raises:
-    ValueError: two of them are of one kind, or one is of no use without another that is not there.
+    UserError: two of them are of one kind, or one is of no use without another that is not there.
   """
   order = list(KINDS)
   ordered = sorted(sources, key=lambda source: order.index(source.kind))
   for a, b in zip(ordered, ordered[1:], strict=False):
     if a.kind == b.kind:
-      raise ValueError(f"{a.path} and {b.path} are both {KINDS[a.kind].title}; give one of them")
+      raise UserError(f"{a.path} and {b.path} are both {KINDS[a.kind].title}; give one of them")
   there = {source.kind for source in sources}
   for source in ordered:
     kind = KINDS[source.kind]
     if kind.completed_by and not kind.completed_by[0] & there:
-      raise ValueError(f"{source.path}: {kind.title}; {kind.completed_by[1]}")
+      raise UserError(f"{source.path}: {kind.title}; {kind.completed_by[1]}")
   return ordered

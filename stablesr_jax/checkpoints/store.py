@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from stablesr_jax.config import ComputeConfig, LPIPSConfig, ModelConfig, SamplingConfig, from_json, to_json
+from stablesr_jax.errors import UserError
 from stablesr_jax.models import lpips
 from stablesr_jax.models.components import COMPONENTS, abstract_params
 from stablesr_jax.models.parameters import Params
@@ -63,7 +64,7 @@ class ModelWriter:
   Of several processes all make the same calls, and the first one writes.
 
   Raises:
-    ValueError: at `path` is something else than a converted model or an empty folder.
+    UserError: at `path` is something else than a converted model or an empty folder.
   """
 
   def __init__(self, path: str | os.PathLike):
@@ -71,7 +72,7 @@ class ModelWriter:
     if (
       self.path.exists() and not (self.path / MANIFEST).is_file() and (self.path.is_file() or any(self.path.iterdir()))
     ):
-      raise ValueError(f"{path}: exists and is no converted model; it will not be replaced")
+      raise UserError(f"{path}: exists and is no converted model; it will not be replaced")
     self._partial = self.path.with_name(f".{self.path.name}.partial")
     self._writes = jax.process_index() == 0
     if self._writes:
@@ -122,29 +123,29 @@ def read_manifest(path: str | os.PathLike) -> Manifest:
   """Reads a converted model's `model.json`.
 
   Raises:
-    ValueError: the folder is no converted model, or its manifest does not fit this version; one line, named.
+    UserError: the folder is no converted model, or its manifest does not fit this version; one line, named.
   """
   values = _read_json(pathlib.Path(path))
   if LPIPS_PART in values:
-    raise ValueError(f"{path}: an LPIPS network, not a StableSR model")
+    raise UserError(f"{path}: an LPIPS network, not a StableSR model")
   return from_json(Manifest, values, str(pathlib.Path(path) / MANIFEST))
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
   file = path / MANIFEST
   if not path.exists():
-    raise ValueError(f"{path}: no such model folder")
+    raise UserError(f"{path}: no such model folder")
   if not file.is_file():
     what = "a checkpoint file" if path.is_file() else "a folder without model.json"
-    raise ValueError(f"{path}: {what}, not a converted model (make one with convert_weights.py)")
+    raise UserError(f"{path}: {what}, not a converted model (make one with convert_weights.py)")
   try:
     values = json.loads(file.read_text())
   except (UnicodeDecodeError, json.JSONDecodeError) as error:
-    raise ValueError(f"{file}: not valid JSON ({error})") from None
+    raise UserError(f"{file}: not valid JSON ({error})") from error
   if not isinstance(values, dict):
-    raise ValueError(f"{file}: expected an object, found {type(values).__name__}")
+    raise UserError(f"{file}: expected an object, found {type(values).__name__}")
   if values.get("format") != FORMAT:
-    raise ValueError(f"{file}: format {values.get('format')!r} is not known to this version, which reads {FORMAT}")
+    raise UserError(f"{file}: format {values.get('format')!r} is not known to this version, which reads {FORMAT}")
   return values
 
 
@@ -164,18 +165,18 @@ def load_params(
     sharding: of every parameter; by default the first device.
 
   Raises:
-    ValueError: a part is absent, damaged or of another architecture than `model.json` says.
+    UserError: a part is absent, damaged or of another architecture than `model.json` says.
   """
   path = pathlib.Path(path).resolve()
   loaded = {}
   for part in parts:
     if part in COMPONENTS:
       if getattr(manifest.architecture, part) is None:
-        raise ValueError(f"{path}: this model has no {part.replace('_', ' ')}")
+        raise UserError(f"{path}: this model has no {part.replace('_', ' ')}")
       loaded[part] = _load(path / part, abstract_params(manifest.architecture, part), dtype, sharding)
     else:
       if manifest.architecture.unet is None:
-        raise ValueError(f"{path}: this model has no unet")
+        raise UserError(f"{path}: this model has no unet")
       abstract = {part: jax.ShapeDtypeStruct((77, manifest.architecture.unet.context_dim), np.float32)}
       loaded[part] = _load(path / part, abstract, dtype, sharding)[part]
   return loaded
@@ -190,12 +191,12 @@ def store_as(path: str | os.PathLike, output: str | os.PathLike, dtype: str) -> 
     dtype: of the stored parameters: float32, bfloat16 or float16.
 
   Raises:
-    ValueError: `path` is no converted model or a damaged one, a parameter is beyond the dtype's range, or `output` is
+    UserError: `path` is no converted model or a damaged one, a parameter is beyond the dtype's range, or `output` is
       something else or the same folder.
   """
   manifest, output = read_manifest(path), pathlib.Path(output)
   if output.resolve() == pathlib.Path(path).resolve():
-    raise ValueError(f"{output}: is the input; choose another output")
+    raise UserError(f"{output}: is the input; choose another output")
   parts = [part for part in COMPONENTS if getattr(manifest.architecture, part) is not None]
   if manifest.architecture.unet is not None:
     parts.append(NULL_PROMPT)
@@ -205,7 +206,7 @@ def store_as(path: str | os.PathLike, output: str | os.PathLike, dtype: str) -> 
       params = load_params(path, manifest, [part])
       params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(np.dtype(dtype)), params)
       if not all(np.isfinite(leaf.astype(np.float32)).all() for leaf in jax.tree.leaves(params)):
-        raise ValueError(f"{path}: {part} has values beyond the range of {dtype}")
+        raise UserError(f"{path}: {part} has values beyond the range of {dtype}")
       writer.write(part, params if part == NULL_PROMPT else params[part])
     manifest = dataclasses.replace(manifest, name=output.resolve().name, dtype=dtype)
     writer.commit(manifest)
@@ -231,12 +232,12 @@ def load_lpips(
     The module and its parameters, float32.
 
   Raises:
-    ValueError: the folder holds no LPIPS network, or a damaged one.
+    UserError: the folder holds no LPIPS network, or a damaged one.
   """
   path = pathlib.Path(path).resolve()
   values = _read_json(path)
   if LPIPS_PART not in values:
-    raise ValueError(f"{path}: a StableSR model, not an LPIPS network")
+    raise UserError(f"{path}: a StableSR model, not an LPIPS network")
   config = from_json(LPIPSManifest, values, str(path / MANIFEST)).lpips
   params = _load(path / LPIPS_PART, lpips.abstract_params(config), "float32", sharding)
   return lpips.LPIPS(config, compute), params
@@ -249,7 +250,7 @@ def _load(path: pathlib.Path, abstract: Params, dtype: str, sharding: jax.shardi
   try:
     return ocp.load(str(path), target)
   except Exception as error:  # Orbax's errors are many and long; the first line says what is wrong.
-    raise ValueError(f"{path}: cannot be loaded: {_first_line(error)}") from None
+    raise UserError(f"{path}: cannot be loaded: {_first_line(error)}") from error
 
 
 def _first_line(error: Any) -> str:

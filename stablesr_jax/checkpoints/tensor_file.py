@@ -16,6 +16,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from stablesr_jax.errors import UserError
+
 # Levels under which tensors are published, the preferred first: averaged weights before the others.
 WRAPPERS = ("state_dict", "params_ema", "params")
 
@@ -69,25 +71,25 @@ class TensorFile:
     return name in self._entries
 
   def shape(self, name: str) -> tuple[int, ...]:
-    """The tensor's shape, in the file's layout. Raises ValueError if there is no such tensor."""
+    """The tensor's shape, in the file's layout. Raises UserError if there is no such tensor."""
     return self._entry(name)[0]
 
   def dtype(self, name: str) -> np.dtype:
-    """The tensor's dtype (bfloat16 is ml_dtypes'). Raises ValueError if it is missing or NumPy has no such type."""
+    """The tensor's dtype (bfloat16 is ml_dtypes'). Raises UserError if it is missing or NumPy has no such type."""
     dtype = self._entry(name)[1]
     if isinstance(dtype, str):
-      raise ValueError(f"{self.path}: tensor {name!r} is of a kind that is not supported ({dtype})")
+      raise UserError(f"{self.path}: tensor {name!r} is of a kind that is not supported ({dtype})")
     return dtype
 
   def read(self, name: str) -> np.ndarray:
     """Reads one tensor: an array of its own, of `shape(name)` and `dtype(name)`.
 
     Raises:
-      ValueError: there is no such tensor, its kind is not supported, or the file was closed.
+      UserError: there is no such tensor, its kind is not supported, or the file was closed.
     """
     self.dtype(name)
     if self._read is None:
-      raise ValueError(f"{self.path}: closed")
+      raise UserError(f"{self.path}: closed")
     return self._read(name)
 
   def close(self) -> None:
@@ -102,7 +104,7 @@ class TensorFile:
 
   def _entry(self, name: str) -> tuple[tuple[int, ...], np.dtype | str]:
     if name not in self._entries:
-      raise ValueError(f"{self.path}: no tensor {name!r}")
+      raise UserError(f"{self.path}: no tensor {name!r}")
     return self._entries[name]
 
 
@@ -114,8 +116,8 @@ def open_tensors(path: str | pathlib.Path) -> TensorFile:
   safe names holds the stand-ins, for all threads of the process.
 
   Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: it is no checkpoint, is damaged, has no tensors, or cannot be read safely; or torch is not installed.
+    UserError: there is no such file.
+    UserError: it is no checkpoint, is damaged, has no tensors, or cannot be read safely; or torch is not installed.
   """
   path = pathlib.Path(path)
   kind = _kind_of_file(path)
@@ -132,22 +134,22 @@ def sha256(path: str | pathlib.Path) -> str:
 
 def _check_is_file(path: pathlib.Path) -> None:
   if path.is_dir():
-    raise ValueError(f"{path}: is a folder, not a checkpoint file")
+    raise UserError(f"{path}: is a folder, not a checkpoint file")
   if not path.exists():
-    raise FileNotFoundError(f"{path}: no such file")
+    raise UserError(f"{path}: no such file")
 
 
 def _kind_of_file(path: pathlib.Path) -> str:
-  """ "zip", "legacy" (both PyTorch's) or "safetensors". Raises ValueError for anything else."""
+  """ "zip", "legacy" (both PyTorch's) or "safetensors". Raises UserError for anything else."""
   _check_is_file(path)
   try:
     with open(path, "rb") as f:
       head = f.read(512)
   except OSError as error:
-    raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    raise UserError(f"{path}: cannot be read ({error.strerror})") from error
   text = head.lstrip().lower()
   if not head:
-    raise ValueError(f"{path}: is empty; download it again")
+    raise UserError(f"{path}: is empty; download it again")
   if head.startswith(b"PK\x03\x04"):
     return "zip"
   if head.startswith(_LEGACY_MAGIC):
@@ -155,14 +157,14 @@ def _kind_of_file(path: pathlib.Path) -> str:
   if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MAX_SAFETENSORS_HEADER:
     return "safetensors"
   if head.startswith(b"version https://git-lfs"):
-    raise ValueError(f"{path}: is a git-lfs pointer, not the checkpoint; fetch the file itself with 'git lfs pull'")
+    raise UserError(f"{path}: is a git-lfs pointer, not the checkpoint; fetch the file itself with 'git lfs pull'")
   if text.startswith(b"<"):
-    raise ValueError(f"{path}: is a web page (HTML), not a checkpoint; the download went wrong")
+    raise UserError(f"{path}: is a web page (HTML), not a checkpoint; the download went wrong")
   if head[257:262] == b"ustar":
-    raise ValueError(f"{path}: is a tar archive; unpack it, or save it again with a current PyTorch")
+    raise UserError(f"{path}: is a tar archive; unpack it, or save it again with a current PyTorch")
   if head.startswith(b"\x80"):
-    raise ValueError(f"{path}: is a Python pickle that torch.save did not write; save it as .safetensors")
-  raise ValueError(f"{path}: is not a checkpoint (.ckpt, .pth, .pt, .bin, .safetensors), or its start is damaged")
+    raise UserError(f"{path}: is a Python pickle that torch.save did not write; save it as .safetensors")
+  raise UserError(f"{path}: is not a checkpoint (.ckpt, .pth, .pt, .bin, .safetensors), or its start is damaged")
 
 
 def _open_safetensors(path: pathlib.Path) -> TensorFile:
@@ -173,27 +175,27 @@ def _open_safetensors(path: pathlib.Path) -> TensorFile:
       part = file.get_slice(name)
       entries[name] = (tuple(part.get_shape()), _SAFETENSORS_DTYPES.get(part.get_dtype(), part.get_dtype()))
   except safetensors.SafetensorError as error:
-    raise ValueError(f"{path}: truncated or damaged safetensors file ({error}); download it again") from None
+    raise UserError(f"{path}: truncated or damaged safetensors file ({error}); download it again") from error
   if not entries:
-    raise ValueError(f"{path}: has no tensors")
+    raise UserError(f"{path}: has no tensors")
   return TensorFile(path, None, entries, file.get_tensor)
 
 
 def _open_torch(path: pathlib.Path, kind: str) -> TensorFile:
   try:
     import torch
-  except ImportError:
-    raise ValueError(f'{path}: reading a PyTorch checkpoint needs torch: pip install "stablesr-jax[convert]"') from None
+  except ImportError as error:
+    raise UserError(f'{path}: reading a PyTorch checkpoint needs torch: pip install "stablesr-jax[convert]"') from error
   try:
     content = _load_zip(path) if kind == "zip" else torch.load(path, map_location="cpu", weights_only=True)
     wrapper, tensors = _unwrap(path, content)
     entries = {name: (tuple(tensor.shape), _dtype_of(tensor)) for name, tensor in tensors.items()}
   except _Refused as error:
-    raise ValueError(str(error)) from None
+    raise UserError(str(error)) from error
   except MemoryError:
     raise
   except Exception as error:  # A pickle made by anyone may fail inside torch with any error.
-    raise ValueError(f"{path}: cannot be read safely as PyTorch weights ({_reason(error)})") from None
+    raise UserError(f"{path}: cannot be read safely as PyTorch weights ({_reason(error)})") from error
 
   def read(name: str) -> np.ndarray:
     tensor, dtype = tensors[name].detach(), np.dtype(entries[name][1])
@@ -260,7 +262,7 @@ def _load_zip(path: pathlib.Path) -> Any:
     with zipfile.ZipFile(path) as archive:
       names = {pathlib.PurePosixPath(name).name for name in archive.namelist()}
   except zipfile.BadZipFile as error:
-    raise _Refused(f"{path}: truncated or damaged checkpoint ({error}); download it again") from None
+    raise _Refused(f"{path}: truncated or damaged checkpoint ({error}); download it again") from error
   if "data.pkl" not in names:
     raise _Refused(f"{path}: is a zip archive, but not a PyTorch checkpoint")
 

@@ -11,6 +11,7 @@ import tyro
 from stablesr_jax import config as configs
 from stablesr_jax.cli.common import parse, run
 from stablesr_jax.config import ModelConfig, from_json
+from stablesr_jax.errors import UserError
 
 PROG = "convert_weights.py"
 
@@ -61,20 +62,20 @@ def _main(arguments: Arguments) -> int:
   from stablesr_jax.checkpoints.store import MANIFEST, store_as
 
   if not arguments.input:
-    raise ValueError("--input: give one or more files or folders")
+    raise UserError("--input: give one or more files or folders")
   if (arguments.output is None) == (arguments.to_pytorch is None):
-    raise ValueError("give either --output (a model folder) or --to-pytorch (a .safetensors file)")
+    raise UserError("give either --output (a model folder) or --to-pytorch (a .safetensors file)")
   inputs = [resolve(reference) for reference in arguments.input]
   if arguments.to_pytorch is not None:
     if len(inputs) != 1:
-      raise ValueError(f"--to-pytorch takes one model folder as --input, not {len(inputs)}")
+      raise UserError(f"--to-pytorch takes one model folder as --input, not {len(inputs)}")
     for path in export(inputs[0], arguments.to_pytorch, dtype=arguments.dtype):
       print(path)
     return 0
   assert arguments.output is not None
   if len(inputs) == 1 and (inputs[0] / MANIFEST).is_file():
     if (arguments.prediction, arguments.architecture) != ("auto", "auto"):
-      raise ValueError(f"{inputs[0]}: a model folder has its --prediction and --architecture already")
+      raise UserError(f"{inputs[0]}: a model folder has its --prediction and --architecture already")
     store_as(inputs[0], arguments.output, arguments.dtype)
     print(arguments.output)
     return 0
@@ -96,11 +97,11 @@ def _architecture(name: str) -> ModelConfig | None:
     return configs.NAMED[name]()
   path = pathlib.Path(name)
   if not path.is_file():
-    raise ValueError(f"--architecture {name}: neither a file nor one of {', '.join(configs.NAMED)}")
+    raise UserError(f"--architecture {name}: neither a file nor one of {', '.join(configs.NAMED)}")
   try:
     values = json.loads(path.read_text())
   except ValueError as error:
-    raise ValueError(f"{path}: not valid JSON ({error})") from None
+    raise UserError(f"{path}: not valid JSON ({error})") from error
   if isinstance(values, dict) and "architecture" in values:  # a whole model.json
     values = values["architecture"]
   return from_json(ModelConfig, values, str(path))

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from stablesr_jax.cli.common import BAD_INPUT, parse, run
+from stablesr_jax.errors import UserError
 from stablesr_jax.image_io import WRITABLE_SUFFIXES, Picture, list_images, read_image, write_image
 
 PROG = "infer.py"
@@ -137,27 +138,27 @@ def plan_jobs(source: pathlib.Path, target: pathlib.Path, overwrite: bool) -> li
   """What is to be restored, and into which files.
 
   Raises:
-    ValueError, FileNotFoundError: there is no input, a folder has no pictures, or two would become one file.
+    UserError: there is no input, a folder has no pictures, or two would become one file.
   """
   if not source.exists():
-    raise FileNotFoundError(f"{source}: no such file or folder")
+    raise UserError(f"{source}: no such file or folder")
   if source.is_file():
     if target.is_dir() or target.suffix.lower() not in WRITABLE_SUFFIXES:
       if target.suffix and not target.is_dir():
-        raise ValueError(f"{target}: cannot write {target.suffix} (use {', '.join(WRITABLE_SUFFIXES)}, or a folder)")
+        raise UserError(f"{target}: cannot write {target.suffix} (use {', '.join(WRITABLE_SUFFIXES)}, or a folder)")
       target = target / f"{source.stem}.png"
     if target.exists() and target.samefile(source):
-      raise ValueError(f"{target}: is the input; choose another output")
+      raise UserError(f"{target}: is the input; choose another output")
     return [Job(source, target, source.name)]
   if target.is_file():
-    raise ValueError(f"{target}: is a file, but the input is a folder")
+    raise UserError(f"{target}: is a file, but the input is a folder")
   images = list_images(source)
   if source.resolve() in target.resolve().parents:  # earlier results are no inputs
     images = [path for path in images if target.resolve() not in path.resolve().parents]
   if not images:
-    raise ValueError(f"{source}: has no pictures")
+    raise UserError(f"{source}: has no pictures")
   if source.resolve() == target.resolve():
-    raise ValueError(f"{target}: is the input; choose another output")
+    raise UserError(f"{target}: is the input; choose another output")
   inputs = {path.resolve() for path in images}
   jobs, taken = [], {}
   for path in images:
@@ -166,7 +167,7 @@ def plan_jobs(source: pathlib.Path, target: pathlib.Path, overwrite: bool) -> li
     if result in taken:  # a.jpg beside a.png
       result = target / relative.with_name(f"{relative.name}.png")
     if result.resolve() in inputs:
-      raise ValueError(f"{target}: results would replace the inputs; choose another output")
+      raise UserError(f"{target}: results would replace the inputs; choose another output")
     taken[result] = path
     jobs.append(Job(path, result, path.name))
   return [job for job in jobs if overwrite or not job.target.exists()]
@@ -198,7 +199,7 @@ def _sampling(arguments: Arguments, defaults: Any) -> Any:
 
 
 def _check(arguments: Arguments) -> None:
-  """Raises ValueError for numbers that no model can work with, before any picture is read."""
+  """Raises UserError for numbers that no model can work with, before any picture is read."""
   a = arguments
   for ok, message in (
     (0 < a.scale < math.inf, f"scale {a.scale}: must be a positive number"),
@@ -207,7 +208,7 @@ def _check(arguments: Arguments) -> None:
     (a.autoencoder_tile >= 64, f"autoencoder-tile {a.autoencoder_tile}: must be at least 64 pixels"),
   ):
     if not ok:
-      raise ValueError(message)
+      raise UserError(message)
 
 
 def _reason(error: Exception, job: Job) -> str:

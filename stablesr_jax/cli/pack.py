@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from stablesr_jax.cli.common import parse, run
+from stablesr_jax.errors import UserError
 
 PROG = "stablesr_jax.cli.pack"
 _SKIPPED_SHOWN = 10
@@ -40,7 +41,7 @@ def _main(arguments: Arguments) -> int:
   from stablesr_jax.data.packing import pack_images
 
   if not arguments.input:
-    raise ValueError("--input: give one or more folders")
+    raise UserError("--input: give one or more folders")
   packed, skipped = pack_images(arguments.input, arguments.output, min_side=arguments.min_side, progress=True)
   for path, reason in list(skipped.items())[:_SKIPPED_SHOWN]:
     print(f"skipped {path}: {reason}", file=sys.stderr)

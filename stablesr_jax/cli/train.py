@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from stablesr_jax.cli.common import fail, parse, run
+from stablesr_jax.errors import UserError
 
 PROG = "train.py"
 _STOPPED = 75  # EX_TEMPFAIL: run it again
@@ -75,25 +76,25 @@ def load_config(path: pathlib.Path) -> Any:
   """What `get_config()` of a Python file returns. The file is a program: it is run.
 
   Raises:
-    ValueError: there is no such file, it fails, or it has no such function.
+    UserError: there is no such file, it fails, or it has no such function.
   """
   from stablesr_jax.training.config import TrainConfig
 
   if not path.is_file():
-    raise ValueError(f"{path}: no such config file")
+    raise UserError(f"{path}: no such config file")
   spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
   if spec is None or spec.loader is None:
-    raise ValueError(f"{path}: not a Python file")
+    raise UserError(f"{path}: not a Python file")
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
     config = module.get_config()
   except AttributeError as error:
-    raise ValueError(f"{path}: {error}" if hasattr(module, "get_config") else f"{path}: has no get_config()") from None
+    raise UserError(f"{path}: {error}" if hasattr(module, "get_config") else f"{path}: has no get_config()") from error
   except (TypeError, ImportError, SyntaxError, ValueError) as error:
-    raise ValueError(f"{path}: {error}") from None
+    raise UserError(f"{path}: {error}") from error
   if not isinstance(config, TrainConfig):
-    raise ValueError(f"{path}: get_config() must return a TrainConfig, not {type(config).__name__}")
+    raise UserError(f"{path}: get_config() must return a TrainConfig, not {type(config).__name__}")
   return config
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from stablesr_jax.data.config import DataConfig
 from stablesr_jax.data.image_sources import Record, Source, open_source, require
+from stablesr_jax.errors import UserError
 from stablesr_jax.image_io import decode_image
 
 _MAX_SUBSTITUTES = 1000
@@ -37,9 +38,9 @@ def make_dataset(
     FileNotFoundError, ValueError: as `open_source`; or the numbers do not fit each other.
   """
   if process_count < 1 or not 0 <= process_index < process_count:
-    raise ValueError(f"process_index {process_index}: must be 0 to process_count - 1 ({process_count - 1})")
+    raise UserError(f"process_index {process_index}: must be 0 to process_count - 1 ({process_count - 1})")
   if global_batch < 1 or global_batch % process_count:
-    raise ValueError(f"global_batch {global_batch}: must be a multiple of {process_count}, the number of processes")
+    raise UserError(f"global_batch {global_batch}: must be a multiple of {process_count}, the number of processes")
   if seed is not None:
     config = dataclasses.replace(config, seed=seed)
   grain = require("grain")
@@ -96,11 +97,11 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     """Goes on after as many batches as at the time of `get_state`.
 
     Raises:
-      ValueError: it is no state of such an iterator.
+      UserError: it is no state of such an iterator.
     """
     batches = state.get("batches") if isinstance(state, dict) else None
     if not isinstance(batches, int) or batches < 0:
-      raise ValueError(f"not a state of the data pipeline: {state!r}")
+      raise UserError(f"not a state of the data pipeline: {state!r}")
     self.close()
     self._next = batches
 
@@ -121,7 +122,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
       # The same on all hosts; perhaps there were others then.
       files = await asyncio.to_thread(lambda: sorted(directory.glob("process_*.json")))
       if not files:
-        raise ValueError(f"{directory}: holds no state of the data pipeline")
+        raise UserError(f"{directory}: holds no state of the data pipeline")
       self.set_state(json.loads(await asyncio.to_thread(files[0].read_text)))
 
     return read()
@@ -178,7 +179,7 @@ class _Sampler:
         continue
       # The first use of `rng` for the sample itself: it does not matter which bad images were known.
       return {**_cut(hr, lr, self._config, rng), "bad": tuple(bad)}
-    raise ValueError(f"{', '.join(self._config.sources[k].path)}: no usable image among {len(set(bad))}: {bad[0]}")
+    raise UserError(f"{', '.join(self._config.sources[k].path)}: no usable image among {len(set(bad))}: {bad[0]}")
 
   def _candidates(self, k: int, index: int, rng: np.random.Generator) -> Iterator[int]:
     """`index`, then all others from a random one on."""
@@ -192,12 +193,12 @@ def _ready(record: Record, config: DataConfig) -> dict[str, np.ndarray]:
   """A sample that needs no cutting.
 
   Raises:
-    ValueError: it is not of the crop's size.
+    UserError: it is not of the crop's size.
   """
   assert record.sample is not None
   height, width = record.sample["hr"].shape[:2]
   if height != config.crop_size or width != config.crop_size:
-    raise ValueError(f"{record.name}: {width}x{height}, but crop_size is {config.crop_size}")
+    raise UserError(f"{record.name}: {width}x{height}, but crop_size is {config.crop_size}")
   return record.sample
 
 
@@ -205,7 +206,7 @@ def _decode(record: Record, config: DataConfig) -> tuple[np.ndarray, np.ndarray 
   """(H, W, 3) and (H / scale, W / scale, 3) or None, float32 in [0, 1].
 
   Raises:
-    ValueError: an image is damaged, too small to be used, or not of its partner's size.
+    UserError: an image is damaged, too small to be used, or not of its partner's size.
   """
   hr, lr = _read_rgb(record.hr, record.name), None
   height, width = hr.shape[:2]
@@ -213,11 +214,11 @@ def _decode(record: Record, config: DataConfig) -> tuple[np.ndarray, np.ndarray 
     lr = _read_rgb(record.lr, f"{record.name} (low resolution)")
     if (lr.shape[0] * config.scale, lr.shape[1] * config.scale) != (height, width):
       size = f"{lr.shape[1]}x{lr.shape[0]}"
-      raise ValueError(
+      raise UserError(
         f"{record.name}: {width}x{height} is not {config.scale} times its low-resolution partner's {size}"
       )
   if config.small_images == "skip" and min(height, width) < config.crop_size:
-    raise ValueError(f"{record.name}: {width}x{height} is smaller than the crop of {config.crop_size}")
+    raise UserError(f"{record.name}: {width}x{height} is smaller than the crop of {config.crop_size}")
   return hr, lr
 
 

@@ -4,6 +4,8 @@ import pathlib
 
 import numpy as np
 
+from stablesr_jax.errors import UserError
+
 SUFFIX = ".npz"
 
 
@@ -26,14 +28,14 @@ def sample_paths(folder: pathlib.Path) -> list[pathlib.Path]:
   """All samples in a folder, in order.
 
   Raises:
-    FileNotFoundError: there is no such folder.
-    ValueError: it holds none.
+    UserError: there is no such folder.
+    UserError: it holds none.
   """
   if not folder.is_dir():
-    raise FileNotFoundError(f"{folder}: no such folder")
+    raise UserError(f"{folder}: no such folder")
   paths = sorted(folder.rglob(f"*{SUFFIX}"))
   if not paths:
-    raise ValueError(f"{folder}: holds no samples for CFW (make them with a cfw_data run)")
+    raise UserError(f"{folder}: holds no samples for CFW (make them with a cfw_data run)")
   return paths
 
 
@@ -41,10 +43,10 @@ def read_sample(path: str | pathlib.Path) -> dict[str, np.ndarray]:
   """ "hr", "lr" and "latent" as they were written.
 
   Raises:
-    ValueError: the file is damaged.
+    UserError: the file is damaged.
   """
   try:
     with np.load(path, allow_pickle=False) as arrays:
       return {name: arrays[name] for name in ("hr", "lr", "latent")}
   except Exception as error:  # of zip, header or keys
-    raise ValueError(f"{path}: damaged ({error})") from None
+    raise UserError(f"{path}: damaged ({error})") from error

@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Literal
 
+from stablesr_jax.errors import UserError
+
 Kind = Literal["folder", "pairs", "tfds", "tfds_pairs", "packed", "cfw_set"]
 SmallImages = Literal["pad", "skip", "resize"]
 
@@ -88,11 +90,11 @@ class DataConfig:
     ok = isinstance(sources, tuple) and len(sources) > 0 and all(isinstance(s, SourceConfig) for s in sources)
     _check(self, "sources", ok, "must be a tuple of one or more SourceConfig")
     if len({source.paired for source in sources}) > 1:
-      raise ValueError(f"sources {[s.kind for s in sources]!r}: single images and pairs cannot be mixed")
+      raise UserError(f"sources {[s.kind for s in sources]!r}: single images and pairs cannot be mixed")
     if len({source.kind == "cfw_set" for source in sources}) > 1:
-      raise ValueError(f"sources {[s.kind for s in sources]!r}: a cfw_set cannot be mixed with images")
+      raise UserError(f"sources {[s.kind for s in sources]!r}: a cfw_set cannot be mixed with images")
     if len({source.weight is None for source in sources}) > 1:
-      raise ValueError(f"sources: weight {[s.weight for s in sources]!r}: give it for all sources or for none")
+      raise UserError(f"sources: weight {[s.weight for s in sources]!r}: give it for all sources or for none")
     _check(self, "scale", self.scale >= 1, "must be at least 1")
     ok = self.crop_size >= self.scale and self.crop_size % self.scale == 0
     _check(self, "crop_size", ok, f"must be a multiple of scale, {self.scale}")
@@ -112,7 +114,7 @@ class DataConfig:
 
 def _check(config, field: str, ok: bool, wanted: str):
   if not ok:
-    raise ValueError(f"{field} {getattr(config, field)!r}: {wanted}")
+    raise UserError(f"{field} {getattr(config, field)!r}: {wanted}")
 
 
 def _are_names(values) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from stablesr_jax.data import cfw_set
 from stablesr_jax.data.config import SourceConfig
 from stablesr_jax.data.packing import unpack_record
+from stablesr_jax.errors import UserError
 from stablesr_jax.image_io import IMAGE_SUFFIXES, list_images
 
 
@@ -40,7 +41,7 @@ class Source(Protocol):
     """Record `index`, 0 to `len - 1`.
 
     Raises:
-      ValueError: it cannot be read; the message starts with its name.
+      UserError: it cannot be read; the message starts with its name.
     """
     ...
 
@@ -52,8 +53,8 @@ def open_source(config: SourceConfig, scale: int = 4) -> Source:
     scale: HR pixels for each LR pixel, along a side; LR files may have it in their names, as 0001x4.png.
 
   Raises:
-    FileNotFoundError: a folder or file does not exist.
-    ValueError: it is none of the kind, holds no images, has files without partner; the dataset is unknown, not
+    UserError: a folder or file does not exist.
+    UserError: it is none of the kind, holds no images, has files without partner; the dataset is unknown, not
       prepared, or has no such split or feature; a package is missing.
   """
   match config.kind:
@@ -107,11 +108,11 @@ class PairSource:
     for stem, path in _by_stem(lr_folder).items():
       stem = stem if stem in hr else stem.removesuffix(f"x{scale}")
       if stem in lr:
-        raise ValueError(f"{lr_folder}: {lr[stem].name} and {path.name} are both partners of {hr_folder}: {stem}")
+        raise UserError(f"{lr_folder}: {lr[stem].name} and {path.name} are both partners of {hr_folder}: {stem}")
       lr[stem] = path
     if alone := sorted([hr[stem] for stem in hr.keys() - lr.keys()] + [lr[stem] for stem in lr.keys() - hr.keys()]):
       more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
-      raise ValueError(f"{hr_folder}, {lr_folder}: no partner for {', '.join(map(str, alone[:3]))}{more}")
+      raise UserError(f"{hr_folder}, {lr_folder}: no partner for {', '.join(map(str, alone[:3]))}{more}")
     self._pairs = [(str(hr[stem]), str(lr[stem])) for stem in sorted(hr)]
 
   def __len__(self) -> int:
@@ -136,17 +137,17 @@ class TfdsSource:
       self._features = next(((name,) for name in ("image", "hr") if name in images), ())
     if not self._features:
       wanted = "hr and lr" if config.paired else "image or hr"
-      raise ValueError(f"{path}: the dataset has no image feature {wanted} (it has: {', '.join(features) or 'none'})")
+      raise UserError(f"{path}: the dataset has no image feature {wanted} (it has: {', '.join(features) or 'none'})")
     try:
       self._records = builder.as_data_source(
         split=config.split, decoders={name: tfds.decode.SkipDecoding() for name in images}
       )
-    except NotImplementedError:
-      raise ValueError(f"{path}: prepared in a format that is read in order only; use array_record instead") from None
+    except NotImplementedError as error:
+      raise UserError(f"{path}: prepared in a format that is read in order only; use array_record instead") from error
     except Exception as error:  # Many kinds, with long texts.
-      raise ValueError(f"{path}: {_first_line(error)}") from None
+      raise UserError(f"{path}: {_first_line(error)}") from error
     if len(self._records) == 0:
-      raise ValueError(f"{path}: split {config.split!r} is empty")
+      raise UserError(f"{path}: split {config.split!r} is empty")
     self._name = f"{path}/{config.split}"
 
   def __len__(self) -> int:
@@ -160,7 +161,7 @@ class TfdsSource:
       assert hr is not None
       return Record(name, hr, lr)
     except Exception as error:  # Damage raises errors of several kinds.
-      raise ValueError(f"{name}: cannot be read ({_first_line(error)})") from None
+      raise UserError(f"{name}: cannot be read ({_first_line(error)})") from error
 
 
 class PackedSource:
@@ -169,13 +170,13 @@ class PackedSource:
   def __init__(self, path: str | pathlib.Path):
     self._path = str(path)
     if not pathlib.Path(path).exists():
-      raise FileNotFoundError(f"{path}: no such file")
+      raise UserError(f"{path}: no such file")
     reader = require("array_record.python.array_record_data_source").ArrayRecordDataSource
     try:
       self._records = reader(self._path)
       unpack_record(self._records[0])
     except Exception as error:  # Mostly RuntimeError.
-      raise ValueError(f"{path}: not a file of packed images ({_first_line(error)})") from None
+      raise UserError(f"{path}: not a file of packed images ({_first_line(error)})") from error
 
   def __len__(self) -> int:
     return len(self._records)
@@ -184,7 +185,7 @@ class PackedSource:
     try:
       name, data = unpack_record(self._records[index])
     except Exception as error:  # As above.
-      raise ValueError(f"{self._path}#{index}: cannot be read ({_first_line(error)})") from None
+      raise UserError(f"{self._path}#{index}: cannot be read ({_first_line(error)})") from error
     return Record(f"{self._path}: {name}", data)
 
 
@@ -207,25 +208,25 @@ def require(module: str) -> Any:
   """The module, which belongs to the optional packages for training.
 
   Raises:
-    ValueError: it cannot be imported; the message says what to install.
+    UserError: it cannot be imported; the message says what to install.
   """
   try:
     return importlib.import_module(module)
   except ImportError as error:
-    raise ValueError(f'{error}: training data need more packages: pip install "stablesr-jax[train]"') from None
+    raise UserError(f'{error}: training data need more packages: pip install "stablesr-jax[train]"') from error
 
 
 def _read(path: str) -> bytes:
   try:
     return pathlib.Path(path).read_bytes()
   except OSError as error:
-    raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _images(folder: str | pathlib.Path) -> list[pathlib.Path]:
   paths = list_images(folder)
   if not paths:
-    raise ValueError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)})")
+    raise UserError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)})")
   return paths
 
 
@@ -235,7 +236,7 @@ def _by_stem(folder: str | pathlib.Path) -> dict[str, pathlib.Path]:
   for path in _images(folder):
     stem = path.relative_to(folder).with_suffix("").as_posix()
     if stem in found:
-      raise ValueError(f"{folder}: {found[stem].name} and {path.name} have the same name without suffix")
+      raise UserError(f"{folder}: {found[stem].name} and {path.name} have the same name without suffix")
     found[stem] = path
   return found
 
@@ -246,24 +247,24 @@ def _tfds_builder(path: str, config: SourceConfig) -> Any:
     try:
       return tfds.builder_from_directory(path)
     except Exception as error:  # Many kinds, with long texts.
-      raise ValueError(f"{path}: not a prepared TensorFlow Dataset ({_first_line(error)})") from None
+      raise UserError(f"{path}: not a prepared TensorFlow Dataset ({_first_line(error)})") from error
   try:
     builder = tfds.builder(path, data_dir=config.data_dir, file_format="array_record")
-  except tfds.core.DatasetNotFoundError:
-    raise ValueError(f"{path}: neither the name of a TensorFlow Dataset nor the folder of a prepared one") from None
+  except tfds.core.DatasetNotFoundError as error:
+    raise UserError(f"{path}: neither the name of a TensorFlow Dataset nor the folder of a prepared one") from error
   except Exception as error:  # As above.
-    raise ValueError(f"{path}: {_first_line(error)}") from None
+    raise UserError(f"{path}: {_first_line(error)}") from error
   if not builder.is_prepared() and not config.download:
-    raise ValueError(
+    raise UserError(
       f"{path}: the dataset is not prepared in {builder.data_dir}; set download, or run"
       f" `tfds build {path} --file_format=array_record` (most datasets need TensorFlow for it)"
     )
   try:
     builder.download_and_prepare()
   except ImportError as error:
-    raise ValueError(f"{path}: preparing this dataset needs another package ({_first_line(error)})") from None
+    raise UserError(f"{path}: preparing this dataset needs another package ({_first_line(error)})") from error
   except Exception as error:  # As above.
-    raise ValueError(f"{path}: cannot be downloaded and prepared ({_first_line(error)})") from None
+    raise UserError(f"{path}: cannot be downloaded and prepared ({_first_line(error)})") from error
   return builder
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
+from stablesr_jax.errors import UserError
 from stablesr_jax.image_io import decode_image, list_images
 
 # A record: this mark, the length of the name (32 bits, little-endian), the name in UTF-8, the image file as it was.
@@ -31,21 +32,21 @@ def pack_images(
     How many images were packed, and why others were not, by path.
 
   Raises:
-    FileNotFoundError: a folder does not exist.
-    ValueError: `min_side` is below 1, there is no image to pack, the file cannot be written, or a package is missing.
+    UserError: a folder does not exist.
+    UserError: `min_side` is below 1, there is no image to pack, the file cannot be written, or a package is missing.
   """
   if min_side < 1:
-    raise ValueError(f"min_side {min_side}: must be at least 1")
+    raise UserError(f"min_side {min_side}: must be at least 1")
   output = pathlib.Path(output)
   if not output.parent.is_dir():
-    raise FileNotFoundError(f"{output}: no such folder: {output.parent}")
+    raise UserError(f"{output}: no such folder: {output.parent}")
   if output.is_dir():
-    raise ValueError(f"{output}: is a folder")
+    raise UserError(f"{output}: is a folder")
   files = [(path, path.relative_to(folder).as_posix()) for folder in folders for path in list_images(folder)]
   try:
     writer_class = importlib.import_module("array_record.python.array_record_module").ArrayRecordWriter
   except ImportError as error:
-    raise ValueError(f'{error}: packing needs more packages: pip install "stablesr-jax[train]"') from None
+    raise UserError(f'{error}: packing needs more packages: pip install "stablesr-jax[train]"') from error
 
   temporary = output.with_name(f".{output.name[:200]}.{uuid.uuid4().hex[:8]}.tmp")
   packed, skipped = 0, {}
@@ -57,7 +58,7 @@ def pack_images(
         data = path.read_bytes()
         height, width = decode_image(data, str(path)).rgb.shape[:2]
         if min(height, width) < min_side:
-          raise ValueError(f"{path}: {width}x{height} is below {min_side} pixels")
+          raise UserError(f"{path}: {width}x{height} is below {min_side} pixels")
       except (OSError, ValueError) as error:
         skipped[str(path)] = str(error).removeprefix(f"{path}: ")
         continue
@@ -65,10 +66,10 @@ def pack_images(
       packed += 1
     writer.close()
     if not packed:
-      raise ValueError(f"{', '.join(map(str, folders))}: no image to pack ({len(skipped)} skipped)")
+      raise UserError(f"{', '.join(map(str, folders))}: no image to pack ({len(skipped)} skipped)")
     os.replace(temporary, output)
   except (OSError, RuntimeError) as error:
-    raise ValueError(f"{output}: cannot be written ({error})") from None
+    raise UserError(f"{output}: cannot be written ({error})") from error
   finally:
     temporary.unlink(missing_ok=True)
   return packed, skipped
@@ -84,10 +85,10 @@ def unpack_record(record: bytes) -> tuple[str, bytes]:
   """(name, bytes) of the image file.
 
   Raises:
-    ValueError: it is no record of `pack_record`.
+    UserError: it is no record of `pack_record`.
   """
   mark, length = _HEADER.unpack_from(record) if len(record) >= _HEADER.size else (b"", 0)
   if mark != _MARK or len(record) < _HEADER.size + length:
-    raise ValueError("a record of another kind")
+    raise UserError("a record of another kind")
   start = _HEADER.size + length
   return record[_HEADER.size : start].decode(), record[start:]

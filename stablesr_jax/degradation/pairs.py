@@ -9,6 +9,7 @@ from stablesr_jax import pixels
 from stablesr_jax.degradation import blur, jpeg, noise
 from stablesr_jax.degradation.settings import DegradationSettings, StageSettings
 from stablesr_jax.degradation.sharpen import unsharp_mask
+from stablesr_jax.errors import UserError
 
 
 @functools.partial(jax.jit, static_argnames="settings")
@@ -26,7 +27,7 @@ def degrade(key: jax.Array, images: jax.Array, settings: DegradationSettings) ->
     (B, H / scale, W / scale, 3) float32 in [0, 1].
 
   Raises:
-    ValueError: the images have another shape.
+    UserError: the images have another shape.
   """
   return degrade_pairs(key, images, settings)[1]
 
@@ -64,7 +65,7 @@ def sharpen(images: jax.Array, settings: DegradationSettings) -> jax.Array:
 
 def _check(images: jax.Array, settings: DegradationSettings):
   if images.ndim != 4 or images.shape[-1] != 3 or any(side % settings.scale for side in images.shape[1:3]):
-    raise ValueError(f"images {images.shape}: expected (B, H, W, 3), sides a multiple of {settings.scale}")
+    raise UserError(f"images {images.shape}: expected (B, H, W, 3), sides a multiple of {settings.scale}")
 
 
 def _sharpen(planes: jax.Array, settings: DegradationSettings) -> jax.Array:

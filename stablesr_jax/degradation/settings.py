@@ -2,12 +2,14 @@
 
 import dataclasses
 
+from stablesr_jax.errors import UserError
+
 Range = tuple[float, float]
 
 
 def _check(settings, field: str, ok: bool, wanted: str):
   if not ok:
-    raise ValueError(f"{field} {getattr(settings, field)!r}: {wanted}")
+    raise UserError(f"{field} {getattr(settings, field)!r}: {wanted}")
 
 
 def _check_probability(settings, field: str):

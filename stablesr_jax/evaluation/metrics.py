@@ -14,6 +14,8 @@ import numpy as np
 import scipy.ndimage
 import scipy.special
 
+from stablesr_jax.errors import UserError
+
 # BT.601's weights of R, G and B, for 219 levels above 16.
 _LUMA = (65.481, 128.553, 24.966)
 
@@ -42,7 +44,7 @@ def psnr_y(images: jax.Array, references: jax.Array) -> jax.Array:
     (B,) float32.
 
   Raises:
-    ValueError: the shapes differ, or are others.
+    UserError: the shapes differ, or are others.
   """
   _check_pair(images, references)
   # Of the difference, so that rounding is relative to it.
@@ -61,11 +63,11 @@ def ssim_y(images: jax.Array, references: jax.Array) -> jax.Array:
     (B,) float32, at most 1.
 
   Raises:
-    ValueError: the shapes differ, or are others.
+    UserError: the shapes differ, or are others.
   """
   _check_pair(images, references)
   if min(images.shape[1:3]) < _SSIM_SIZE:
-    raise ValueError(f"images {images.shape}: SSIM needs sides of at least {_SSIM_SIZE}")
+    raise UserError(f"images {images.shape}: SSIM needs sides of at least {_SSIM_SIZE}")
   a, b = luma(images), luma(references)
   # Variances are differences of squares: about the mean there is less to lose to rounding.
   middle = b.mean((1, 2), keepdims=True)
@@ -109,10 +111,10 @@ def niqe(image: np.ndarray) -> float:
     The distance; about 2 to 5 for good photographs. NaN if the image has no structure at all.
 
   Raises:
-    ValueError: the shape is another.
+    UserError: the shape is another.
   """
   if image.ndim != 3 or image.shape[-1] != 3 or min(image.shape[:2]) < 2 * _BLOCK:
-    raise ValueError(f"image {image.shape}: NIQE needs (height, width, 3) with sides of at least {2 * _BLOCK}")
+    raise UserError(f"image {image.shape}: NIQE needs (height, width, 3) with sides of at least {2 * _BLOCK}")
   mean, covariance = _pristine()
   features = _niqe_features(image)
   complete = features[~np.isnan(features).any(axis=1)]
@@ -125,7 +127,7 @@ def niqe(image: np.ndarray) -> float:
 
 def _check_pair(images: jax.Array, references: jax.Array):
   if images.shape != references.shape or images.ndim != 4 or images.shape[-1] != 3:
-    raise ValueError(f"images {images.shape} and {references.shape}: expected the same (B, H, W, 3)")
+    raise UserError(f"images {images.shape} and {references.shape}: expected the same (B, H, W, 3)")
 
 
 def _weighted(images: jax.Array) -> jax.Array:

@@ -152,7 +152,7 @@ class Denoiser:
       K canvases (h_k, w_k, 4).
 
     Raises:
-      ValueError: a canvas is smaller than a tile.
+      UserError: a canvas is smaller than a tile.
     """
     self.prepare(tile)
     # Canvas-sized work is replicated: it is little, and every device then has what its tiles need.

@@ -16,6 +16,7 @@ from stablesr_jax.compilation import compiler_options
 from stablesr_jax.config import ComputeConfig, SamplingConfig
 from stablesr_jax.diffusion.samplers import plan
 from stablesr_jax.diffusion.schedule import q_sample, signal_and_noise
+from stablesr_jax.errors import UserError
 from stablesr_jax.inference import color, tiling
 from stablesr_jax.inference.denoiser import Denoiser
 from stablesr_jax.models.components import modules
@@ -65,7 +66,7 @@ class StableSR:
     self.manifest, self.config = manifest, manifest.architecture
     for part in ("unet", "time_aware_encoder", "autoencoder"):
       if getattr(self.config, part) is None:
-        raise ValueError(f"{manifest.name}: this model has no {part.replace('_', ' ')}, so it cannot restore pictures")
+        raise UserError(f"{manifest.name}: this model has no {part.replace('_', ' ')}, so it cannot restore pictures")
     assert self.config.autoencoder is not None
     self._mesh = mesh or data_mesh()
     self._compute, self._path = compute, model_path
@@ -99,7 +100,7 @@ class StableSR:
       devices: that share the work; by default all.
 
     Raises:
-      ValueError: the folder is no converted model, or lacks a part; one line that names it.
+      UserError: the folder is no converted model, or lacks a part; one line that names it.
     """
     manifest = read_manifest(path)
     if precision == "auto":
@@ -130,7 +131,7 @@ class StableSR:
       The same kind as the input: PIL RGB, uint8, or float32 in [0, 1]; (round(scale H), round(scale W), 3).
 
     Raises:
-      ValueError: the picture's shape, type or range, the scale, or an option is wrong, or the result is not finite.
+      UserError: the picture's shape, type or range, the scale, or an option is wrong, or the result is not finite.
     """
     key = jax.random.key(seed) if isinstance(seed, int) else seed
     array = _to_float(image)
@@ -160,7 +161,7 @@ class StableSR:
     sampling = sampling or self.manifest.sampling
     self.check(sampling)
     if not (scale > 0 and math.isfinite(scale)):
-      raise ValueError(f"scale {scale}: must be a positive number")
+      raise UserError(f"scale {scale}: must be a positive number")
     enlarged = [self._enlarge(image, scale, sampling.tile_size) for image in images]
     padded = [_pad(image * 2 - 1) for image in enlarged]
 
@@ -190,22 +191,22 @@ class StableSR:
         restored = _shrink(restored, size)
       result = np.asarray(jnp.clip(restored, 0, 1))
       if not np.isfinite(result).all():
-        raise ValueError("the result has values that are not finite; try float32 precision")
+        raise UserError("the result has values that are not finite; try float32 precision")
       results.append(result)
     return results
 
   def check(self, sampling: SamplingConfig) -> None:
-    """Raises ValueError if this model cannot do what the settings ask for."""
+    """Raises UserError if this model cannot do what the settings ask for."""
     if sampling.fidelity_weight > 0 and not self._autoencoder_config.cfw:
-      raise ValueError(f"fidelity-weight {sampling.fidelity_weight}: this model has no CFW; only 0 is possible")
+      raise UserError(f"fidelity-weight {sampling.fidelity_weight}: this model has no CFW; only 0 is possible")
     for prompt in self._used_prompts(sampling):
       if prompt not in self._prompts and (self.config.text_encoder is None or self._path is None):
-        raise ValueError(f"prompt {prompt!r}: this model has no text encoder; only the null prompt is possible")
+        raise UserError(f"prompt {prompt!r}: this model has no text encoder; only the null prompt is possible")
 
   def _enlarge(self, image: np.ndarray, scale: float, tile: int) -> jax.Array:
     """Bicubic enlargement by `scale`, and further where the shorter side would be less than a tile."""
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-      raise ValueError(f"image of shape {image.shape}: expected (height, width, 3)")
+      raise UserError(f"image of shape {image.shape}: expected (height, width, 3)")
     height, width = _target_size(image, scale)
     least = tile * self._autoencoder_config.downsampling
     factor = max(1.0, least / min(height, width))
@@ -329,9 +330,9 @@ def _to_float(image: np.ndarray | Image.Image) -> np.ndarray:
   if image.dtype == np.uint8:
     return image.astype(np.float32) / 255
   if not np.issubdtype(image.dtype, np.floating):
-    raise ValueError(f"image of {image.dtype}: expected uint8, or floats in [0, 1]")
+    raise UserError(f"image of {image.dtype}: expected uint8, or floats in [0, 1]")
   if not (np.isfinite(image).all() and image.size and 0 <= image.min() and image.max() <= 1):
-    raise ValueError("image of floats: expected values in [0, 1]")
+    raise UserError("image of floats: expected values in [0, 1]")
   return image.astype(np.float32)
 
 

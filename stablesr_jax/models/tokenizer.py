@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from stablesr_jax.errors import UserError
+
 START, END = "<start_of_text>", "<end_of_text>"
 _MERGES = 49152 - 256 - 2  # the vocabulary holds 49152 entries, less the bytes and the two tokens above
 
@@ -28,12 +30,12 @@ def tokenize(prompts: Sequence[str], context_length: int = 77) -> np.ndarray:
     (N, context_length) int32, values in [0, 49408).
 
   Raises:
-    ValueError: `prompts` is a single string, or `context_length` is less than 2.
+    UserError: `prompts` is a single string, or `context_length` is less than 2.
   """
   if isinstance(prompts, str):
-    raise ValueError(f"prompts: expected a list of texts, found the text {prompts!r}")
+    raise UserError(f"prompts: expected a list of texts, found the text {prompts!r}")
   if context_length < 2:
-    raise ValueError(f"context_length {context_length}: must be at least 2")
+    raise UserError(f"context_length {context_length}: must be at least 2")
   tokens = np.zeros((len(prompts), context_length), np.int32)
   if len(prompts):
     encoded = _tokenizer()([_clean(prompt) for prompt in prompts], truncation=True, max_length=context_length)

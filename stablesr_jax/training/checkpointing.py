@@ -8,6 +8,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from stablesr_jax.config import to_json
+from stablesr_jax.errors import UserError
 from stablesr_jax.training.config import TrainConfig
 
 CONFIG = "config.json"
@@ -46,14 +47,14 @@ class Checkpoints:
     """The last state, in the shapes and shardings of `abstract`; `data` is set to its place then.
 
     Raises:
-      ValueError: it cannot be read, or is not of this architecture.
+      UserError: it cannot be read, or is not of this architecture.
     """
     wanted = {"state": abstract} if data is None else {"state": abstract, "data": data}
     try:
       return self._checkpointer.load_checkpointables(self._checkpointer.latest, wanted)["state"]
     except Exception as error:  # Orbax's errors are many and long; the first line says what is wrong.
       reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-      raise ValueError(f"{self.path(self.latest or 0)}: cannot be resumed from: {reason}") from None
+      raise UserError(f"{self.path(self.latest or 0)}: cannot be resumed from: {reason}") from error
 
   def due(self, step: int) -> bool:
     return step % self._every == 0
@@ -68,7 +69,7 @@ def note_config(folder: pathlib.Path, config: TrainConfig) -> list[str]:
   """Writes `config.json`, and says what changed since the folder's last run.
 
   Raises:
-    ValueError: the folder has a run of another stage or architecture.
+    UserError: the folder has a run of another stage or architecture.
   """
   path = folder / CONFIG
   now = {"kind": type(config.stage).__name__, **to_json(config)}
@@ -79,7 +80,7 @@ def note_config(folder: pathlib.Path, config: TrainConfig) -> list[str]:
     changes = list(_changes(before, now))
     for change in changes:
       if change.startswith(("kind:", "model.")):
-        raise ValueError(f"{folder}: has another run: {change} (choose another --workdir)")
+        raise UserError(f"{folder}: has another run: {change} (choose another --workdir)")
   if jax.process_index() == 0:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(now, indent=2) + "\n")

@@ -6,11 +6,12 @@ from typing import Any, Literal
 from stablesr_jax.config import ComputeConfig, DiscriminatorConfig, ModelConfig, SamplingConfig
 from stablesr_jax.data.config import DataConfig
 from stablesr_jax.degradation.settings import DegradationSettings
+from stablesr_jax.errors import UserError
 
 
 def _check(config: Any, field: str, ok: bool, wanted: str) -> None:
   if not ok:
-    raise ValueError(f"{field.replace('_', '-')} {getattr(config, field)!r}: {wanted}")
+    raise UserError(f"{field.replace('_', '-')} {getattr(config, field)!r}: {wanted}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from stablesr_jax.data import make_dataset
+from stablesr_jax.errors import UserError
 from stablesr_jax.evaluation.metrics import psnr_y, ssim_y
 from stablesr_jax.models.parameters import merge
 from stablesr_jax.parallel import batched, data_mesh
@@ -51,7 +52,7 @@ def train(config: TrainConfig, folder: pathlib.Path, *, export_only: bool = Fals
     Whether the run is complete: False if it was told to stop. It can be resumed.
 
   Raises:
-    ValueError: something in the config, the data or the starting model does not fit; one line that names it.
+    UserError: something in the config, the data or the starting model does not fit; one line that names it.
     Diverged: the last steps changed nothing.
   """
   mesh = data_mesh()
@@ -76,7 +77,7 @@ def train(config: TrainConfig, folder: pathlib.Path, *, export_only: bool = Fals
       state = checkpoints.restore(abstract, data)
       _say(f"resumed from step {checkpoints.latest}")
     elif export_only:
-      raise ValueError(f"{folder}: has no checkpoint to export")
+      raise UserError(f"{folder}: has no checkpoint to export")
     else:
       state = jax.jit(lambda: fresh(jax.random.key(config.seed)), out_shardings=shardings)()
       state = _with_pretrained(state, stage.pretrained(), config, shardings)
@@ -186,7 +187,7 @@ def describe(config: TrainConfig, stage: TrainedStage, mesh: jax.sharding.Mesh) 
 def _check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
   parts = config.optimizer.accumulation
   if config.batch_size % (parts * mesh.size):
-    raise ValueError(
+    raise UserError(
       f"batch-size {config.batch_size}: must be a multiple of {parts * mesh.size} "
       f"({mesh.size} devices x accumulation {parts})"
     )

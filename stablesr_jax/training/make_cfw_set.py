@@ -13,6 +13,7 @@ from stablesr_jax.compilation import compiler_options
 from stablesr_jax.data import make_dataset
 from stablesr_jax.data.cfw_set import sample_path, write_sample
 from stablesr_jax.degradation import degrade_pairs
+from stablesr_jax.errors import UserError
 from stablesr_jax.parallel import batched, data_mesh, replicated
 from stablesr_jax.pixels import enlarge
 from stablesr_jax.training.checkpointing import note_config
@@ -31,12 +32,12 @@ def make_cfw_set(config: TrainConfig, folder: pathlib.Path) -> bool:
     Whether the set is complete: False if it was told to stop.
 
   Raises:
-    ValueError: something in the config, the data or the model does not fit; one line that names it.
+    UserError: something in the config, the data or the model does not fit; one line that names it.
   """
   assert isinstance(config.stage, CfwDataStage)
   mesh, count, size = data_mesh(), config.stage.count, config.batch_size
   if size % mesh.size:
-    raise ValueError(f"batch-size {size}: must be a multiple of {mesh.size}, the number of devices")
+    raise UserError(f"batch-size {size}: must be a multiple of {mesh.size}, the number of devices")
   process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
   data = make_dataset(config.data, size, **process)
   stage = RestorerTrainer(config, mesh)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from stablesr_jax.checkpoints.store import NULL_PROMPT, Manifest, load_params, read_manifest
 from stablesr_jax.config import to_json
+from stablesr_jax.errors import UserError
 from stablesr_jax.models.parameters import Params
 from stablesr_jax.parallel import replicated
 from stablesr_jax.training.config import TrainConfig
@@ -20,22 +21,22 @@ def open_model(config: TrainConfig, needed: tuple[str, ...], *, whole: bool = Fa
     whole: nothing is added to them, not even what conditions the UNet.
 
   Raises:
-    ValueError: there is none, it lacks a needed part, or its parts are of another architecture than the config's.
+    UserError: there is none, it lacks a needed part, or its parts are of another architecture than the config's.
   """
   if config.model_path is None:
-    raise ValueError(f"model-path: this stage needs a model with {', '.join(needed).replace('_', ' ')}")
+    raise UserError(f"model-path: this stage needs a model with {', '.join(needed).replace('_', ' ')}")
   manifest = read_manifest(config.model_path)
   for part in ("autoencoder", "unet", "time_aware_encoder"):
     there, wanted = getattr(manifest.architecture, part), getattr(config.model, part)
     if there is None:
       if part in needed:
-        raise ValueError(f"{config.model_path}: this model has no {part.replace('_', ' ')}")
+        raise UserError(f"{config.model_path}: this model has no {part.replace('_', ' ')}")
     elif wanted is not None and (different := _difference(part, to_json(there), to_json(wanted), whole)):
-      raise ValueError(f"{config.model_path}: another architecture than the config's: {different}")
+      raise UserError(f"{config.model_path}: another architecture than the config's: {different}")
   there, wanted = manifest.architecture.diffusion, config.model.diffusion
   if manifest.architecture.unet is not None and there != wanted:
     different = _difference("diffusion", to_json(there), to_json(wanted), whole)
-    raise ValueError(f"{config.model_path}: another diffusion than the config's: {different}")
+    raise UserError(f"{config.model_path}: another diffusion than the config's: {different}")
   return manifest
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from stablesr_jax.checkpoints.store import load_params
 from stablesr_jax.config import ModelConfig
+from stablesr_jax.errors import UserError
 from stablesr_jax.models import components
 from stablesr_jax.models.kl_autoencoder import posterior
 from stablesr_jax.models.parameters import Params, apply, is_cfw, split
@@ -30,7 +31,7 @@ class AutoencoderTrainer:
   def __init__(self, config: TrainConfig, mesh: jax.sharding.Mesh):
     assert isinstance(config.stage, AutoencoderStage)
     if config.model.autoencoder is None:
-      raise ValueError("model.autoencoder: None, but it is what this stage trains")
+      raise UserError("model.autoencoder: None, but it is what this stage trains")
     self._config, self._stage, self._mesh = config, config.stage, mesh
     self._architecture = ModelConfig(
       unet=None,

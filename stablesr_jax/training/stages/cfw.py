@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from stablesr_jax.errors import UserError
 from stablesr_jax.models import components
 from stablesr_jax.models.parameters import Params, apply, is_cfw, merge, split
 from stablesr_jax.pixels import enlarge, to_unit
@@ -24,9 +25,9 @@ class CfwTrainer:
   def __init__(self, config: TrainConfig, mesh: jax.sharding.Mesh):
     assert isinstance(config.stage, CfwStage)
     if config.data.sources[0].kind != "cfw_set":
-      raise ValueError(f"data.sources: {config.data.sources[0].kind}, but CFW is trained on a cfw_set")
+      raise UserError(f"data.sources: {config.data.sources[0].kind}, but CFW is trained on a cfw_set")
     if config.model.autoencoder is None or not config.model.autoencoder.cfw:
-      raise ValueError("model.autoencoder.cfw: must be true to train it")
+      raise UserError("model.autoencoder.cfw: must be true to train it")
     self._config, self._mesh = config, mesh
     self._manifest = open_model(config, ("autoencoder",))
     there = self._manifest.architecture

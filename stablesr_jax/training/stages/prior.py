@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from stablesr_jax.checkpoints.store import NULL_PROMPT
 from stablesr_jax.diffusion import samplers
 from stablesr_jax.diffusion.objective import noised
+from stablesr_jax.errors import UserError
 from stablesr_jax.models import components
 from stablesr_jax.models.parameters import Params, apply, is_modulation, split
 from stablesr_jax.pixels import to_unit
@@ -29,7 +30,7 @@ class PriorTrainer:
 
   def __init__(self, config: TrainConfig, mesh: jax.sharding.Mesh):
     if config.model.unet is None:
-      raise ValueError("model.unet: None, but it is what this stage trains")
+      raise UserError("model.unet: None, but it is what this stage trains")
     self._config, self._mesh = config, mesh
     self._manifest = open_model(config, ("autoencoder",))
     there = self._manifest.architecture

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from stablesr_jax.checkpoints.store import load_lpips
 from stablesr_jax.config import ComputeConfig
+from stablesr_jax.errors import UserError
 from stablesr_jax.models.discriminator import (
   PatchDiscriminator,
   adaptive_weight,
@@ -34,14 +35,14 @@ class ReconstructionLoss:
   def __init__(self, settings: AutoencoderStage | CfwStage, compute: ComputeConfig, mesh: jax.sharding.Mesh):
     """
     Raises:
-      ValueError: LPIPS is asked for and there are no weights.
+      UserError: LPIPS is asked for and there are no weights.
     """
     self._settings = settings
     self._discriminator = PatchDiscriminator(settings.discriminator, compute)
     self.frozen: Params = {}
     if settings.perceptual_weight > 0:
       if settings.lpips is None:
-        raise ValueError(
+        raise UserError(
           "stage.lpips: LPIPS needs weights: convert torchvision's vgg16-397923af.pth and the lpips package's vgg.pth "
           "with convert_weights.py and name the folder here, or train without (stage.perceptual-weight 0)"
         )

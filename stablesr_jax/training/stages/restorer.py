@@ -13,6 +13,7 @@ from stablesr_jax.config import SamplingConfig
 from stablesr_jax.diffusion import samplers
 from stablesr_jax.diffusion.objective import noised
 from stablesr_jax.diffusion.schedule import q_sample, signal_and_noise
+from stablesr_jax.errors import UserError
 from stablesr_jax.models import components
 from stablesr_jax.models.parameters import Params, apply, is_modulation, merge, split
 from stablesr_jax.pixels import to_unit
@@ -34,9 +35,9 @@ class RestorerTrainer:
     stage = config.stage
     assert isinstance(stage, RestorerStage | CfwDataStage)
     if config.model.unet is None or config.model.time_aware_encoder is None:
-      raise ValueError("model: this stage needs a unet and a time_aware_encoder")
+      raise UserError("model: this stage needs a unet and a time_aware_encoder")
     if config.model.unet.conditioning == "none":
-      raise ValueError("model.unet.conditioning 'none': a restorer needs sft or add")
+      raise UserError("model.unet.conditioning 'none': a restorer needs sft or add")
     self._config, self._stage, self._mesh = config, stage, mesh
     self._train_prior = isinstance(stage, RestorerStage) and stage.train_prior
     needed = ("autoencoder",) if self._train_prior else ("autoencoder", "unet")
