@@ -7,11 +7,13 @@ from stablesr_jax.config import ComputeConfig, ModelConfig, SamplingConfig
 if TYPE_CHECKING:
   from stablesr_jax.inference.pipeline import StableSR
 
-__all__ = ["ComputeConfig", "ModelConfig", "SamplingConfig", "StableSR"]
+__version__ = "0.2.0"
+
+__all__ = ["ComputeConfig", "ModelConfig", "SamplingConfig", "StableSR", "__version__"]
 
 
 def __getattr__(name: str):
-  """Imports the restorer, and with it JAX's whole stack, when it is first asked for: `--help` should answer at once."""
+  """Imports the pipeline, and with it JAX's whole stack, when it is first asked for: `--help` should answer at once."""
   if name == "StableSR":
     from stablesr_jax.inference.pipeline import StableSR
 
