@@ -115,7 +115,7 @@ def main() -> None:
   if min(height, width) < factor * sampling.tile_size:
     parser.error("--size: the restored picture is smaller than a tile")
   piece = args.autoencoder_tile // factor
-  kinds = {"tiles": (sampling.tile_size, sampling.tile_overlap), "autoencoder pieces": (piece, piece // 4)}
+  kinds = {"tiles": (sampling.tile_size, sampling.overlap), "autoencoder pieces": (piece, piece // 4)}
   places = {
     kind: [borders(side, tile, overlap, factor) for side in (height, width)] for kind, (tile, overlap) in kinds.items()
   }
@@ -132,7 +132,7 @@ def main() -> None:
   for name, kinds_ in figures.items():
     print(f"| {name} | " + " | ".join(f"{k['ratio']:.3f} | {k['worst']:.3f}" for k in kinds_.values()) + " |")
   if args.json:
-    found = {"size": [width, height], "tile": sampling.tile_size, "overlap": sampling.tile_overlap, "borders": places}
+    found = {"size": [width, height], "tile": sampling.tile_size, "overlap": sampling.overlap, "borders": places}
     args.json.write_text(json.dumps(found | figures, indent=2) + "\n")
 
 

@@ -22,10 +22,10 @@ import numpy as np
 
 from stablesr_jax.checkpoints.store import MANIFEST, NULL_PROMPT, Manifest
 from stablesr_jax.cli.train import load_config
-from stablesr_jax.config import to_json
 from stablesr_jax.models.components import abstract_params
 from stablesr_jax.models.parameters import is_cfw, is_modulation, split
 from stablesr_jax.parallel import batched, data_mesh, replicated
+from stablesr_jax.settings import to_json
 from stablesr_jax.training import state as states
 from stablesr_jax.training.config import CfwStage, TrainConfig
 from stablesr_jax.training.stages.cfw import Cfw

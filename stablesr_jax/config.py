@@ -5,18 +5,34 @@ An architecture (`ModelConfig`) is written into a converted model's `model.json`
 in the model and may be overridden on the command line.
 """
 
-import dataclasses
-import typing
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from stablesr_jax.errors import UserError
+from pydantic import Field
+
+from stablesr_jax.settings import Count, Fraction, Natural, NotNegative, Positive, require, settings
 
 Conditioning = Literal["sft", "add", "none"]
 Prediction = Literal["eps", "v"]
 AttentionImplementation = Literal["auto", "cudnn", "xla", "chunked"]
 
+_Multipliers = Annotated[tuple[Count, ...], Field(min_length=1)]
+"""Width of each level, times `channels`."""
+_Levels = tuple[Natural, ...]
+_Beta = Annotated[float, Field(gt=0, lt=1)]
 
-@dataclasses.dataclass(frozen=True)
+
+def _attending(multipliers: tuple[int, ...], levels: tuple[int, ...]) -> tuple[int, ...]:
+  """Multipliers of the levels that have attention, and of the last one, whose width the middle has."""
+  return (*(multiplier for level, multiplier in enumerate(multipliers) if level in levels), multipliers[-1])
+
+
+def _require_divisor(field: str, value: int, channels: int, multipliers: tuple[int, ...] = (1,)) -> None:
+  for multiplier in multipliers:
+    width = channels * multiplier
+    require(width % value == 0, field, value, f"must divide the {width} channels of a level")
+
+
+@settings
 class ComputeConfig:
   """How networks are computed; changes speed and rounding, never the parameters.
 
@@ -38,7 +54,7 @@ class ComputeConfig:
     return jnp.dtype(self.dtype)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class UNetConfig:
   """Stable Diffusion's denoising UNet (defaults: 2.1), with what steers it in every residual block (3.1).
 
@@ -50,20 +66,25 @@ class UNetConfig:
       bright and how strong each feature is.
   """
 
-  channels: int = 320
-  channel_multipliers: tuple[int, ...] = (1, 2, 4, 4)
-  blocks_per_level: int = 2
-  attention_levels: tuple[int, ...] = (0, 1, 2)
-  head_channels: int = 64
-  context_dim: int = 1024
-  latent_channels: int = 4
+  channels: Count = 320
+  channel_multipliers: _Multipliers = (1, 2, 4, 4)
+  blocks_per_level: Count = 2
+  attention_levels: _Levels = (0, 1, 2)
+  head_channels: Count = 64
+  context_dim: Count = 1024
+  latent_channels: Count = 4
   conditioning: Conditioning = "sft"
-  structure_channels: int = 256
-  sft_hidden_channels: int = 128
-  norm_groups: int = 32
+  structure_channels: Count = 256
+  sft_hidden_channels: Count = 128
+  norm_groups: Count = 32
+
+  def __post_init__(self):
+    _require_divisor("norm_groups", self.norm_groups, self.channels, self.channel_multipliers)
+    attending = _attending(self.channel_multipliers, self.attention_levels)
+    _require_divisor("head_channels", self.head_channels, self.channels, attending)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class TimeAwareEncoderConfig:
   """The trainable encoder of the low-resolution latent (3.1, appendix A).
 
@@ -72,18 +93,24 @@ class TimeAwareEncoderConfig:
     norm_groups: of every GroupNorm.
   """
 
-  channels: int = 256
-  channel_multipliers: tuple[int, ...] = (1, 1, 2, 2)
-  blocks_per_level: int = 2
-  attention_levels: tuple[int, ...] = (0, 1, 2)
-  heads: int = 4
-  latent_channels: int = 4
-  out_channels: int = 256
+  channels: Count = 256
+  channel_multipliers: _Multipliers = (1, 1, 2, 2)
+  blocks_per_level: Count = 2
+  attention_levels: _Levels = (0, 1, 2)
+  heads: Count = 4
+  latent_channels: Count = 4
+  out_channels: Count = 256
   time_aware: bool = True
-  norm_groups: int = 32
+  norm_groups: Count = 32
+
+  def __post_init__(self):
+    _require_divisor("norm_groups", self.norm_groups, self.channels, self.channel_multipliers)
+    _require_divisor("norm_groups", self.norm_groups, self.out_channels)
+    attending = _attending(self.channel_multipliers, self.attention_levels)
+    _require_divisor("heads", self.heads, self.channels, attending)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class AutoencoderConfig:
   """The KL autoencoder; with `cfw`, controllable feature wrapping in its decoder (3.2).
 
@@ -96,16 +123,19 @@ class AutoencoderConfig:
     cfw_growth, cfw_blocks: growth channels and number of the RRDB blocks in each.
   """
 
-  channels: int = 128
-  channel_multipliers: tuple[int, ...] = (1, 2, 4, 4)
-  blocks_per_level: int = 2
-  latent_channels: int = 4
-  scale_factor: float = 0.18215
+  channels: Count = 128
+  channel_multipliers: _Multipliers = (1, 2, 4, 4)
+  blocks_per_level: Count = 2
+  latent_channels: Count = 4
+  scale_factor: Positive = 0.18215
   attention: bool = True
-  norm_groups: int = 32
+  norm_groups: Count = 32
   cfw: bool = True
-  cfw_growth: int = 32
-  cfw_blocks: int = 2
+  cfw_growth: Count = 32
+  cfw_blocks: Count = 2
+
+  def __post_init__(self):
+    _require_divisor("norm_groups", self.norm_groups, self.channels, self.channel_multipliers)
 
   @property
   def downsampling(self) -> int:
@@ -113,28 +143,31 @@ class AutoencoderConfig:
     return 2 ** (len(self.channel_multipliers) - 1)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class TextEncoderConfig:
   """OpenCLIP's text tower (defaults: ViT-H/14), read out after `layers_used` of its layers."""
 
-  vocabulary: int = 49408
-  context_length: int = 77
-  width: int = 1024
-  layers: int = 23
-  heads: int = 16
+  vocabulary: Count = 49408
+  context_length: Annotated[int, Field(ge=2)] = 77  # the start and the end of a text, at least
+  width: Count = 1024
+  layers: Count = 23
+  heads: Count = 16
+
+  def __post_init__(self):
+    _require_divisor("heads", self.heads, self.width)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class RRDBNetConfig:
   """Real-ESRGAN's generator (defaults: x4plus), used as a pre-cleaner."""
 
-  features: int = 64
-  blocks: int = 23
-  growth: int = 32
-  scale: int = 4
+  features: Count = 64
+  blocks: Count = 23
+  growth: Count = 32
+  scale: Literal[4] = 4
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class DiscriminatorConfig:
   """The patch discriminator of the autoencoder's and CFW's training (defaults: 70x70 pixels a patch).
 
@@ -143,29 +176,32 @@ class DiscriminatorConfig:
     max_multiplier: the widest layer has this many times `width` channels.
   """
 
-  width: int = 64
-  layers: int = 3
-  max_multiplier: int = 8
+  width: Count = 64
+  layers: Count = 3
+  max_multiplier: Count = 8
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class LPIPSConfig:
   """The perceptual distance's VGG16, `width` channels in its first stage and 8 times as many in its last."""
 
-  width: int = 64
+  width: Count = 64
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class DiffusionConfig:
   """The forward process and what the network predicts."""
 
-  steps: int = 1000
-  beta_start: float = 0.00085
-  beta_end: float = 0.0120
+  steps: Annotated[int, Field(ge=2)] = 1000
+  beta_start: _Beta = 0.00085
+  beta_end: _Beta = 0.0120
   prediction: Prediction = "eps"
 
+  def __post_init__(self):
+    require(self.beta_start <= self.beta_end, "beta_end", self.beta_end, f"is below beta_start, {self.beta_start}")
 
-@dataclasses.dataclass(frozen=True)
+
+@settings
 class ModelConfig:
   """A whole StableSR model. Parts that are None are absent: a model without a text tower still has its null prompt."""
 
@@ -176,52 +212,81 @@ class ModelConfig:
   precleaner: RRDBNetConfig | None = None
   diffusion: DiffusionConfig = DiffusionConfig()
 
+  @property
+  def context_length(self) -> int:
+    """Tokens of a prompt's embedding; the null prompt of a model without a text encoder has as many as CLIP's."""
+    return (self.text_encoder or TextEncoderConfig()).context_length
 
-@dataclasses.dataclass(frozen=True)
+  def __post_init__(self):
+    unet, encoder, autoencoder, text = self.unet, self.time_aware_encoder, self.autoencoder, self.text_encoder
+    if unet is None:
+      return
+
+    def same(field: str, value: int, other: str, wanted: int):
+      require(value == wanted, field, value, f"must be {wanted}, {other}")
+
+    if autoencoder is not None:
+      same("unet.latent_channels", unet.latent_channels, "the autoencoder's", autoencoder.latent_channels)
+    if text is not None:
+      same("text_encoder.width", text.width, "the UNet's context_dim", unet.context_dim)
+    if encoder is not None:
+      same("time_aware_encoder.latent_channels", encoder.latent_channels, "the UNet's", unet.latent_channels)
+      if unet.conditioning != "none":
+        levels, wanted = len(encoder.channel_multipliers), len(unet.channel_multipliers)
+        require(
+          levels == wanted,
+          "time_aware_encoder.channel_multipliers",
+          encoder.channel_multipliers,
+          f"must be {wanted}, one for each of the UNet's levels",
+        )
+        same("unet.structure_channels", unet.structure_channels, "the encoder's out_channels", encoder.out_channels)
+
+
+@settings
 class SamplingConfig:
   """How a picture is restored; the defaults are the paper's.
 
   Attributes:
     sampler: "ddpm" (ancestral) or "ddim" (deterministic unless `eta` > 0).
-    steps: respaced denoising steps, 2 to 1000.
-    start_step: timestep at which the noised LR latent starts; 999 is the paper's. Lower keeps more of the input.
+    steps: respaced denoising steps, 2 to start_step + 1.
+    start_step: timestep at which the noised LR latent starts, at most the diffusion's steps - 1; 999 is the paper's.
+      Lower keeps more of the input.
     eta: DDIM's noise, 0 to 1.
     guidance_scale: s of eq. 8; 1 is no guidance.
     prompt, negative_prompt: "" is the null prompt.
     fidelity_weight: w of CFW in [0, 1]: 0 is most generative, 1 keeps closest to the input.
     color_fix: colour correction against the enlarged input (3.3): "adain", "wavelet" or "none".
-    tile_size, tile_overlap: of aggregation sampling, in latent pixels.
+    tile_size: of aggregation sampling, in latent pixels, a multiple of 8.
+    tile_overlap: of neighbouring tiles, in latent pixels; None is the paper's 32, or half of a tile below 64.
   """
 
   sampler: Literal["ddpm", "ddim"] = "ddpm"
-  steps: int = 200
-  start_step: int = 999
-  eta: float = 0.0
-  guidance_scale: float = 1.0
+  steps: Annotated[int, Field(ge=2)] = 200
+  start_step: Count = 999
+  eta: Fraction = 0.0
+  guidance_scale: NotNegative = 1.0
   prompt: str = ""
   negative_prompt: str = ""
-  fidelity_weight: float = 0.5
+  fidelity_weight: Fraction = 0.5
   color_fix: Literal["adain", "wavelet", "none"] = "adain"
-  tile_size: int = 64
-  tile_overlap: int = 32
+  tile_size: Annotated[int, Field(ge=8, multiple_of=8)] = 64
+  tile_overlap: Natural | None = None
 
   def __post_init__(self):
-    def check(ok: bool, field: str, wanted: str):
-      if not ok:
-        raise UserError(f"{field.replace('_', '-')} {getattr(self, field)!r}: {wanted}")
+    timesteps = self.start_step + 1
+    require(self.steps <= timesteps, "steps", self.steps, f"is more than the {timesteps} timesteps from start-step")
+    overlap = self.tile_overlap
+    require(overlap is None or overlap < self.tile_size, "tile_overlap", overlap, f"must be 0 to {self.tile_size - 1}")
 
-    check(self.sampler in ("ddpm", "ddim"), "sampler", "choose ddpm or ddim")
-    check(2 <= self.steps <= 1000, "steps", "must be 2 to 1000")
-    check(0 < self.start_step <= 999, "start_step", "must be 1 to 999")
-    check(
-      self.steps <= self.start_step + 1, "steps", f"is more than the {self.start_step + 1} timesteps from start-step"
-    )
-    check(0 <= self.eta <= 1, "eta", "must be 0 to 1")
-    check(self.guidance_scale >= 0, "guidance_scale", "must not be negative")
-    check(0 <= self.fidelity_weight <= 1, "fidelity_weight", "must be 0 to 1")
-    check(self.color_fix in ("adain", "wavelet", "none"), "color_fix", "choose adain, wavelet or none")
-    check(self.tile_size > 0 and self.tile_size % 8 == 0, "tile_size", "must be a multiple of 8 latent pixels")
-    check(0 <= self.tile_overlap < self.tile_size, "tile_overlap", f"must be 0 to {self.tile_size - 1}")
+  @property
+  def overlap(self) -> int:
+    """`tile_overlap`, or what None stands for."""
+    return min(32, self.tile_size // 2) if self.tile_overlap is None else self.tile_overlap
+
+  def require_within(self, diffusion: DiffusionConfig, field: str) -> None:
+    """Raises, where both are known, if sampling starts beyond the forward process; for `__post_init__` of the two."""
+    last = diffusion.steps - 1
+    require(self.start_step <= last, field, self.start_step, f"must be at most {last}, the diffusion's last timestep")
 
 
 def stablesr_512() -> ModelConfig:
@@ -232,16 +297,6 @@ def stablesr_512() -> ModelConfig:
 def stablesr_768v() -> ModelConfig:
   """The published 768 model: v-prediction; no CFW was trained for it."""
   return ModelConfig(autoencoder=AutoencoderConfig(cfw=False), diffusion=DiffusionConfig(prediction="v"))
-
-
-def small() -> ModelConfig:
-  """The published architecture at small width, as the reference answers have it (no text tower)."""
-  return ModelConfig(
-    unet=UNetConfig(channels=32, head_channels=16, context_dim=64, structure_channels=32),
-    time_aware_encoder=TimeAwareEncoderConfig(channels=32, out_channels=32),
-    autoencoder=AutoencoderConfig(channels=32),
-    text_encoder=None,
-  )
 
 
 def tiny() -> ModelConfig:
@@ -283,56 +338,4 @@ def tiny() -> ModelConfig:
   )
 
 
-NAMED = {"stablesr_512": stablesr_512, "stablesr_768v": stablesr_768v, "small": small, "tiny": tiny}
-
-
-def to_json(config: Any) -> dict[str, Any]:
-  """A dataclass as plain JSON values."""
-  return dataclasses.asdict(config)
-
-
-def from_json(cls: type, values: Any, where: str = "model.json") -> Any:
-  """The dataclass `cls` from plain JSON values; fields that are left out keep their defaults.
-
-  Raises:
-    UserError: a key is unknown or a value does not fit its field; the message names the key.
-  """
-  if not isinstance(values, dict):
-    raise UserError(f"{where}: expected an object, found {type(values).__name__}")
-  hints = typing.get_type_hints(cls)
-  arguments = {}
-  for key, value in values.items():
-    if key not in hints:
-      raise UserError(f"{where}: unknown key {key!r} (known: {', '.join(hints)})")
-    nested = [t for t in (hints[key], *typing.get_args(hints[key])) if dataclasses.is_dataclass(t)]
-    if nested and value is not None:
-      value = from_json(typing.cast(type, nested[0]), value, f"{where}: {key}")
-    elif isinstance(value, list):
-      value = tuple(value)
-    if not _fits(value, hints[key]):
-      raise UserError(f"{where}: {key}: {value!r} is not {_describe(hints[key])}")
-    arguments[key] = value
-  return cls(**arguments)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-  origin, args = typing.get_origin(hint), typing.get_args(hint)
-  if origin is Literal:
-    return value in args
-  if origin is tuple:
-    return isinstance(value, tuple) and all(_fits(v, args[0]) for v in value)
-  if origin is dict:
-    return isinstance(value, dict) and all(_fits(v, args[1]) for v in value.values())
-  if args:  # a union
-    return any(_fits(value, a) for a in args)
-  if hint is float:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-  if hint is int:
-    return isinstance(value, int) and not isinstance(value, bool)
-  return isinstance(value, hint)
-
-
-def _describe(hint: Any) -> str:
-  if typing.get_origin(hint) is Literal:
-    return "one of " + ", ".join(map(repr, typing.get_args(hint)))
-  return getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)
+NAMED = {"stablesr_512": stablesr_512, "stablesr_768v": stablesr_768v, "tiny": tiny}

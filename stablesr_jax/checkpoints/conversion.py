@@ -14,7 +14,7 @@ from stablesr_jax import config as configs
 from stablesr_jax.checkpoints import names
 from stablesr_jax.checkpoints.layout import to_ours
 from stablesr_jax.checkpoints.sources import KINDS, DiffusersFolder, Source, by_priority, ignored_reason, open_source
-from stablesr_jax.checkpoints.store import LPIPS_PART, NULL_PROMPT, LPIPSManifest, Manifest, ModelWriter
+from stablesr_jax.checkpoints.store import LPIPS_PART, NULL_PROMPT, LPIPSManifest, Manifest, ModelWriter, StoredDtype
 from stablesr_jax.config import LPIPSConfig, ModelConfig, Prediction, RRDBNetConfig, SamplingConfig
 from stablesr_jax.errors import UserError
 from stablesr_jax.models import lpips
@@ -31,7 +31,7 @@ def convert(
   *,
   architecture: ModelConfig | None = None,
   prediction: Prediction | None = None,
-  dtype: str = "float32",
+  dtype: StoredDtype = "float32",
   report: Report = print,
 ) -> Manifest | LPIPSManifest:
   """Combines checkpoints into one converted model, or LPIPS's two files into a folder of its own.
@@ -80,7 +80,7 @@ def convert(
       del params
     if config.text_encoder is None and config.unet is not None:
       report("no text encoder in the inputs: the null prompt's embedding is zeros, and prompts cannot be used")
-      writer.write(NULL_PROMPT, {NULL_PROMPT: np.zeros((77, config.unet.context_dim), np.float32)})
+      writer.write(NULL_PROMPT, {NULL_PROMPT: np.zeros((config.context_length, config.unet.context_dim), np.float32)})
     for source in sources:
       _report_left_out(source, used[source.path], report)
     manifest = Manifest(
@@ -100,7 +100,9 @@ def convert(
   return manifest
 
 
-def _convert_lpips(sources: Sequence[Source], output: pathlib.Path, dtype: str, report: Report) -> LPIPSManifest:
+def _convert_lpips(
+  sources: Sequence[Source], output: pathlib.Path, dtype: StoredDtype, report: Report
+) -> LPIPSManifest:
   for source in sources:
     if LPIPS_PART not in KINDS[source.kind].parts:
       raise UserError(f"{source.path}: {KINDS[source.kind].title}; LPIPS has a folder of its own, convert it alone")
@@ -257,10 +259,10 @@ def _fill(plan: dict[str, _Leaf], dtype: str, used: dict[pathlib.Path, set[str]]
 
 
 def _null_prompt(config: ModelConfig, params: Any) -> np.ndarray:
-  """The embedding of "" (77, width) float32, so that inference without a prompt needs no text encoder."""
+  """The embedding of "" (context_length, width) float32, so that inference without a prompt needs no text encoder."""
   encoder = modules(config)["text_encoder"]
   params = jax.tree.map(lambda a: a.astype(np.float32), params)
-  return np.asarray(jax.jit(encoder.apply)({"params": params}, tokenize([""]))[0])
+  return np.asarray(jax.jit(encoder.apply)({"params": params}, tokenize([""], config.context_length))[0])
 
 
 def _report_size(part: str, params: Params, report: Report) -> None:

@@ -104,7 +104,7 @@ def _unused_text_entries(config: ModelConfig, target: np.dtype) -> Iterator[Entr
 
 
 def _schedule_entries(config: ModelConfig) -> Iterator[Entry]:
-  """The tables that the published files carry, (1000,) float32."""
+  """The tables that the published files carry, (steps,) float32."""
   betas = schedule.betas(config.diffusion)
   alphas_cumprod = np.cumprod(1 - betas)
   previous = np.append(1.0, alphas_cumprod[:-1])

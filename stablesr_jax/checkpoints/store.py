@@ -6,28 +6,31 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final, Literal
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from stablesr_jax.config import ComputeConfig, LPIPSConfig, ModelConfig, SamplingConfig, from_json, to_json
+from stablesr_jax.config import ComputeConfig, LPIPSConfig, ModelConfig, SamplingConfig
 from stablesr_jax.errors import UserError
 from stablesr_jax.models import lpips
 from stablesr_jax.models.components import COMPONENTS, abstract_params
 from stablesr_jax.models.parameters import Params
+from stablesr_jax.settings import from_json, settings, to_json
 
-FORMAT = 1
+FORMAT: Final = 1
 # The small model that the package brings along, trained with this code.
 EMBEDDED = pathlib.Path(__file__).resolve().parents[1] / "assets" / "tiny"
 MANIFEST = "model.json"
 NULL_PROMPT = "null_prompt"
 LPIPS_PART = "lpips"
 
+StoredDtype = Literal["float32", "bfloat16", "float16"]
 
-@dataclasses.dataclass(frozen=True)
+
+@settings
 class Manifest:
   """What `model.json` says.
 
@@ -42,20 +45,23 @@ class Manifest:
   name: str
   architecture: ModelConfig
   sampling: SamplingConfig = SamplingConfig()
-  dtype: str = "float32"
+  dtype: StoredDtype = "float32"
   sources: tuple[dict[str, str], ...] = ()
-  format: int = FORMAT
+  format: Literal[1] = FORMAT
+
+  def __post_init__(self):
+    self.sampling.require_within(self.architecture.diffusion, "sampling.start_step")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class LPIPSManifest:
   """What `model.json` says in the folder of an LPIPS network; the fields are as in `Manifest`."""
 
   name: str
   lpips: LPIPSConfig
-  dtype: str = "float32"
+  dtype: StoredDtype = "float32"
   sources: tuple[dict[str, str], ...] = ()
-  format: int = FORMAT
+  format: Literal[1] = FORMAT
 
 
 class ModelWriter:
@@ -175,14 +181,15 @@ def load_params(
         raise UserError(f"{path}: this model has no {part.replace('_', ' ')}")
       loaded[part] = _load(path / part, abstract_params(manifest.architecture, part), dtype, sharding)
     else:
-      if manifest.architecture.unet is None:
+      architecture = manifest.architecture
+      if architecture.unet is None:
         raise UserError(f"{path}: this model has no unet")
-      abstract = {part: jax.ShapeDtypeStruct((77, manifest.architecture.unet.context_dim), np.float32)}
+      abstract = {part: jax.ShapeDtypeStruct((architecture.context_length, architecture.unet.context_dim), np.float32)}
       loaded[part] = _load(path / part, abstract, dtype, sharding)[part]
   return loaded
 
 
-def store_as(path: str | os.PathLike, output: str | os.PathLike, dtype: str) -> Manifest:
+def store_as(path: str | os.PathLike, output: str | os.PathLike, dtype: StoredDtype) -> Manifest:
   """Writes a converted model again with its parameters in another dtype, under the new folder's name.
 
   Args:

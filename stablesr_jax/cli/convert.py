@@ -10,8 +10,9 @@ import tyro
 
 from stablesr_jax import config as configs
 from stablesr_jax.cli.common import parse, run
-from stablesr_jax.config import ModelConfig, from_json
+from stablesr_jax.config import ModelConfig
 from stablesr_jax.errors import UserError
+from stablesr_jax.settings import from_json
 
 PROG = "convert_weights.py"
 
@@ -47,7 +48,7 @@ class Arguments:
   prediction: Literal["auto", "eps", "v"] = "auto"
   """what the UNet predicts; auto: as a diffusers folder says, else v for a file with 768 in its name, else eps"""
   architecture: Annotated[str, tyro.conf.arg(metavar="NAME|JSON")] = "auto"
-  """stablesr_512, stablesr_768v, small, tiny, or a model.json; auto: the named one that fits the tensors"""
+  """stablesr_512, stablesr_768v, tiny, or a model.json; auto: the named one that fits the tensors"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

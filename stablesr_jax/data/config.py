@@ -1,18 +1,16 @@
 """What the training data are and how they are cut into samples."""
 
-import dataclasses
-import math
-from typing import Literal
+from typing import Annotated, Literal
 
-from stablesr_jax.errors import UserError
+from pydantic import Field
+
+from stablesr_jax.settings import Count, Name, Natural, Positive, Seed, require, settings, within
 
 Kind = Literal["folder", "pairs", "tfds", "tfds_pairs", "packed", "cfw_set"]
 SmallImages = Literal["pad", "skip", "resize"]
 
-_KINDS = ("folder", "pairs", "tfds", "tfds_pairs", "packed", "cfw_set")
 
-
-@dataclasses.dataclass(frozen=True)
+@settings
 class SourceConfig:
   """One source of images, or of pairs of a high-resolution (HR) image and its low-resolution (LR) version.
 
@@ -30,32 +28,24 @@ class SourceConfig:
   """
 
   kind: Kind
-  path: tuple[str, ...]
-  lr_path: tuple[str, ...] = ()
-  split: str = "train"
-  data_dir: str | None = None
+  path: Annotated[tuple[Name, ...], Field(min_length=1)]
+  lr_path: tuple[Name, ...] = ()
+  split: Name = "train"
+  data_dir: Name | None = None
   download: bool = False
-  weight: float | None = None
+  weight: Positive | None = None
 
   def __post_init__(self):
-    _check(self, "kind", self.kind in _KINDS, f"choose one of {', '.join(_KINDS)}")
-    _check(self, "path", _are_names(self.path) and len(self.path) > 0, "must be a tuple of one or more names")
-    _check(self, "lr_path", _are_names(self.lr_path), "must be a tuple of names")
-    if self.kind == "pairs":
-      _check(
-        self, "lr_path", len(self.lr_path) == len(self.path), f"must name {len(self.path)}, one for each HR folder"
-      )
-    else:
-      _check(self, "lr_path", not self.lr_path, f"is for pairs, not for {self.kind}")
-    weight = self.weight
-    _check(self, "weight", weight is None or (math.isfinite(weight) and weight > 0), "must be positive")
+    wanted = len(self.path) if self.kind == "pairs" else 0
+    rule = f"must name {wanted}, one for each HR folder" if wanted else f"is for pairs, not for {self.kind}"
+    require(len(self.lr_path) == wanted, "lr_path", self.lr_path, rule)
 
   @property
   def paired(self) -> bool:
     return self.kind in ("pairs", "tfds_pairs")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class DataConfig:
   """Sources, and how samples are cut from them (defaults: the published training).
 
@@ -75,47 +65,28 @@ class DataConfig:
     prefetch: batches kept ready, by each worker.
   """
 
-  sources: tuple[SourceConfig, ...]
-  crop_size: int = 512
-  scale: int = 4
-  scale_range: tuple[float, float] = (1.0, 1.0)
+  sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
+  crop_size: Count = 512
+  scale: Count = 4
+  scale_range: Annotated[tuple[Positive, Positive], within(0, 4)] = (1.0, 1.0)
   flips: bool = True
   small_images: SmallImages = "pad"
-  seed: int = 0
-  workers: int = 0
-  prefetch: int = 4
+  seed: Seed = 0
+  workers: Natural = 0
+  prefetch: Count = 4
 
   def __post_init__(self):
-    sources = self.sources
-    ok = isinstance(sources, tuple) and len(sources) > 0 and all(isinstance(s, SourceConfig) for s in sources)
-    _check(self, "sources", ok, "must be a tuple of one or more SourceConfig")
-    if len({source.paired for source in sources}) > 1:
-      raise UserError(f"sources {[s.kind for s in sources]!r}: single images and pairs cannot be mixed")
-    if len({source.kind == "cfw_set" for source in sources}) > 1:
-      raise UserError(f"sources {[s.kind for s in sources]!r}: a cfw_set cannot be mixed with images")
-    if len({source.weight is None for source in sources}) > 1:
-      raise UserError(f"sources: weight {[s.weight for s in sources]!r}: give it for all sources or for none")
-    _check(self, "scale", self.scale >= 1, "must be at least 1")
-    ok = self.crop_size >= self.scale and self.crop_size % self.scale == 0
-    _check(self, "crop_size", ok, f"must be a multiple of scale, {self.scale}")
-    low_high = self.scale_range
-    ok = isinstance(low_high, tuple) and len(low_high) == 2 and 0 < low_high[0] <= low_high[1] <= 4
-    _check(self, "scale_range", ok, "must be (low, high), above 0 and at most 4")
-    _check(self, "scale_range", not self.paired or low_high == (1, 1), "must be (1, 1) for pairs")
-    _check(self, "small_images", self.small_images in ("pad", "skip", "resize"), "choose pad, skip or resize")
-    _check(self, "seed", 0 <= self.seed < 2**32, "must be 0 to 2^32 - 1")
-    _check(self, "workers", self.workers >= 0, "must not be negative")
-    _check(self, "prefetch", self.prefetch >= 1, "must be at least 1")
+    kinds, weights = [source.kind for source in self.sources], [source.weight for source in self.sources]
+    mixed = len({source.paired for source in self.sources}) > 1
+    require(not mixed, "sources", kinds, "single images and pairs cannot be mixed")
+    require(len({kind == "cfw_set" for kind in kinds}) == 1, "sources", kinds, "a cfw_set cannot be mixed with images")
+    partly = len({weight is None for weight in weights}) > 1
+    require(not partly, "sources.weight", weights, "give it for all sources or for none")
+    divides = self.crop_size % self.scale == 0
+    require(divides, "crop_size", self.crop_size, f"must be a multiple of scale, {self.scale}")
+    plain = not self.paired or self.scale_range == (1, 1)
+    require(plain, "scale_range", self.scale_range, "must be (1, 1) for pairs")
 
   @property
   def paired(self) -> bool:
     return self.sources[0].paired
-
-
-def _check(config, field: str, ok: bool, wanted: str):
-  if not ok:
-    raise UserError(f"{field} {getattr(config, field)!r}: {wanted}")
-
-
-def _are_names(values) -> bool:
-  return isinstance(values, tuple) and all(isinstance(value, str) and value for value in values)

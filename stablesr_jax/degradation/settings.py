@@ -1,36 +1,28 @@
 """What is drawn for a degraded image: probabilities and ranges of the two stages, and the presets."""
 
 import dataclasses
+from typing import Annotated
 
-from stablesr_jax.errors import UserError
+from pydantic import AfterValidator, Field
+
+from stablesr_jax.settings import Count, Fraction, NotNegative, require, settings, within
 
 Range = tuple[float, float]
 
 
-def _check(settings, field: str, ok: bool, wanted: str):
-  if not ok:
-    raise UserError(f"{field} {getattr(settings, field)!r}: {wanted}")
+def _sums_to_one(probabilities: tuple[float, ...]) -> tuple[float, ...]:
+  if abs(sum(probabilities) - 1) >= 1e-6:
+    raise ValueError("must sum to 1")
+  return probabilities
 
 
-def _check_probability(settings, field: str):
-  _check(settings, field, 0 <= getattr(settings, field) <= 1, "must be 0 to 1")
+def _holds_one(pair: Range) -> Range:
+  if not pair[0] <= 1 <= pair[1]:
+    raise ValueError("must hold 1")
+  return pair
 
 
-def _check_distribution(settings, field: str, length: int):
-  values = getattr(settings, field)
-  ok = isinstance(values, tuple) and len(values) == length and min(values) >= 0 and abs(sum(values) - 1) < 1e-6
-  _check(settings, field, ok, f"must be {length} probabilities that sum to 1")
-
-
-def _check_range(settings, field: str, least: float, most: float) -> Range:
-  values = getattr(settings, field)
-  ok = isinstance(values, tuple) and len(values) == 2 and least <= values[0] <= values[1] <= most
-  limits = f"at least {least}" if most == float("inf") else f"within {least} to {most}"
-  _check(settings, field, ok, f"must be (low, high), {limits}")
-  return values
-
-
-@dataclasses.dataclass(frozen=True)
+@settings
 class SharpenSettings:
   """Unsharp masking of the high-resolution image.
 
@@ -41,18 +33,13 @@ class SharpenSettings:
     target: whether the training target is the sharpened image, as in the paper, or the image as it was.
   """
 
-  weight: float = 0.5
-  radius: int = 51
-  threshold: float = 10.0
+  weight: NotNegative = 0.5
+  radius: Annotated[int, Field(ge=3)] = 51
+  threshold: Annotated[float, Field(ge=0, le=255)] = 10.0
   target: bool = True
 
-  def __post_init__(self):
-    _check(self, "weight", self.weight >= 0, "must not be negative")
-    _check(self, "radius", self.radius >= 3, "must be at least 3 pixels")
-    _check(self, "threshold", 0 <= self.threshold <= 255, "must be 0 to 255")
 
-
-@dataclasses.dataclass(frozen=True)
+@settings
 class StageSettings:
   """One stage: blur, resize, noise, JPEG (defaults: the first stage of the published 512 model).
 
@@ -72,38 +59,26 @@ class StageSettings:
     jpeg_quality: 1 to 100.
   """
 
-  blur_probability: float = 1.0
-  kernel_sizes: tuple[int, int] = (7, 21)
-  kernel_probabilities: tuple[float, ...] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
-  sigma: Range = (0.2, 1.5)
-  generalized_beta: Range = (0.5, 2.0)
-  plateau_beta: Range = (1.0, 1.5)
-  sinc_probability: float = 0.1
-  resize_probabilities: tuple[float, ...] = (0.2, 0.7, 0.1)
-  resize_range: Range = (0.3, 1.5)
-  gaussian_probability: float = 0.5
-  gaussian_sigma: Range = (1.0, 15.0)
-  poisson_scale: Range = (0.05, 2.0)
-  gray_probability: float = 0.4
-  jpeg_quality: Range = (60.0, 95.0)
+  blur_probability: Fraction = 1.0
+  kernel_sizes: Annotated[tuple[int, int], within(3)] = (7, 21)
+  kernel_probabilities: Annotated[
+    tuple[Fraction, Fraction, Fraction, Fraction, Fraction, Fraction], AfterValidator(_sums_to_one)
+  ] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
+  sigma: Annotated[Range, within(0.05)] = (0.2, 1.5)
+  generalized_beta: Annotated[Range, within(0.1), AfterValidator(_holds_one)] = (0.5, 2.0)
+  plateau_beta: Annotated[Range, within(0.1), AfterValidator(_holds_one)] = (1.0, 1.5)
+  sinc_probability: Fraction = 0.1
+  resize_probabilities: Annotated[tuple[Fraction, Fraction, Fraction], AfterValidator(_sums_to_one)] = (0.2, 0.7, 0.1)
+  resize_range: Annotated[Range, within(0.05, 4), AfterValidator(_holds_one)] = (0.3, 1.5)
+  gaussian_probability: Fraction = 0.5
+  gaussian_sigma: Annotated[Range, within(0, 255)] = (1.0, 15.0)
+  poisson_scale: Annotated[Range, within(0)] = (0.05, 2.0)
+  gray_probability: Fraction = 0.4
+  jpeg_quality: Annotated[Range, within(1, 100)] = (60.0, 95.0)
 
   def __post_init__(self):
-    for field in ("blur", "sinc", "gaussian", "gray"):
-      _check_probability(self, f"{field}_probability")
-    _check_distribution(self, "kernel_probabilities", 6)
-    _check_distribution(self, "resize_probabilities", 3)
-    low, high = _check_range(self, "kernel_sizes", 3, float("inf"))
-    _check(self, "kernel_sizes", low % 2 == high % 2 == 1, "must be odd")
-    _check_range(self, "sigma", 0.05, float("inf"))
-    low, high = _check_range(self, "generalized_beta", 0.1, float("inf"))
-    _check(self, "generalized_beta", low <= 1 <= high, "must hold 1")
-    low, high = _check_range(self, "plateau_beta", 0.1, float("inf"))
-    _check(self, "plateau_beta", low <= 1 <= high, "must hold 1")
-    low, high = _check_range(self, "resize_range", 0.05, 4)
-    _check(self, "resize_range", low <= 1 <= high, "must hold 1")
-    _check_range(self, "gaussian_sigma", 0, 255)
-    _check_range(self, "poisson_scale", 0, float("inf"))
-    _check_range(self, "jpeg_quality", 1, 100)
+    odd = all(size % 2 for size in self.kernel_sizes)
+    require(odd, "kernel_sizes", self.kernel_sizes, "must be odd")
 
 
 SECOND_STAGE = StageSettings(
@@ -117,7 +92,7 @@ SECOND_STAGE = StageSettings(
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class DegradationSettings:
   """The whole degradation (defaults: the published 512 model).
 
@@ -129,17 +104,12 @@ class DegradationSettings:
     clean_probability: of an image that is only shrunk.
   """
 
-  scale: int = 4
+  scale: Count = 4
   sharpen: SharpenSettings | None = SharpenSettings()
   first: StageSettings = StageSettings()
   second: StageSettings | None = SECOND_STAGE
-  final_sinc_probability: float = 0.8
-  clean_probability: float = 0.01
-
-  def __post_init__(self):
-    _check(self, "scale", isinstance(self.scale, int) and self.scale >= 1, "must be a positive integer")
-    _check_probability(self, "final_sinc_probability")
-    _check_probability(self, "clean_probability")
+  final_sinc_probability: Fraction = 0.8
+  clean_probability: Fraction = 0.01
 
 
 _512 = DegradationSettings()

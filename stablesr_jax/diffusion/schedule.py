@@ -27,17 +27,17 @@ class RespacedSchedule(NamedTuple):
 
 
 def betas(config: DiffusionConfig) -> np.ndarray:
-  """(1000,) float64: linear in the square root."""
+  """(steps,) float64: linear in the square root."""
   return np.linspace(config.beta_start**0.5, config.beta_end**0.5, config.steps) ** 2
 
 
 def alphas_cumprod(config: DiffusionConfig) -> np.ndarray:
-  """(1000,) float32: the share of the signal's variance left at each timestep."""
+  """(steps,) float32: the share of the signal's variance left at each timestep."""
   return np.cumprod(1 - betas(config)).astype(np.float32)
 
 
 def signal_and_noise(config: DiffusionConfig) -> tuple[np.ndarray, np.ndarray]:
-  """(1000,) float32 each: the factors of x0 and of the noise in x_t, for `q_sample`."""
+  """(steps,) float32 each: the factors of x0 and of the noise in x_t, for `q_sample`."""
   cumulative = np.cumprod(1 - betas(config))
   return np.sqrt(cumulative).astype(np.float32), np.sqrt(1 - cumulative).astype(np.float32)
 

@@ -178,7 +178,7 @@ class StableSR:
       steps,
       self.denoiser.condition(steps, self._prompt_embeddings(sampling), sampling.guidance_scale),
       tile=sampling.tile_size,
-      overlap=sampling.tile_overlap,
+      overlap=sampling.overlap,
       progress=progress,
     )
 
@@ -197,6 +197,9 @@ class StableSR:
 
   def check(self, sampling: SamplingConfig) -> None:
     """Raises UserError if this model cannot do what the settings ask for."""
+    last = self.config.diffusion.steps - 1
+    if sampling.start_step > last:
+      raise UserError(f"start-step {sampling.start_step}: must be at most {last}, the diffusion's last timestep")
     if sampling.fidelity_weight > 0 and not self._autoencoder_config.cfw:
       raise UserError(f"fidelity-weight {sampling.fidelity_weight}: this model has no CFW; only 0 is possible")
     for prompt in self._used_prompts(sampling):
@@ -217,14 +220,16 @@ class StableSR:
     return [sampling.prompt] + ([sampling.negative_prompt] if sampling.guidance_scale != 1 else [])
 
   def _prompt_embeddings(self, sampling: SamplingConfig) -> jax.Array:
-    """(1, 77, C), or (2, 77, C) with the negative prompt's behind it where guidance needs it."""
+    """(1, N, C), or (2, N, C) with the negative prompt's behind it where guidance needs it."""
     prompts = self._used_prompts(sampling)
     if missing := [prompt for prompt in prompts if prompt not in self._prompts]:
       assert self._path is not None
       params = load_params(self._path, self.manifest, ["text_encoder"], sharding=replicated(self._mesh))
       encoder = modules(self.config)["text_encoder"]
       embed = jax.jit(lambda params, tokens: encoder.apply({"params": params}, tokens))
-      self._prompts |= dict(zip(missing, embed(params["text_encoder"], tokenize(missing)), strict=True))
+      self._prompts |= dict(
+        zip(missing, embed(params["text_encoder"], tokenize(missing, self.config.context_length)), strict=True)
+      )
     return jnp.stack([self._prompts[prompt].astype(self._compute.jax_dtype) for prompt in prompts])
 
   def _posterior_sample(self, moments: jax.Array, key: jax.Array) -> jax.Array:

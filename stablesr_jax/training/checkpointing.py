@@ -7,8 +7,8 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from stablesr_jax.config import to_json
 from stablesr_jax.errors import UserError
+from stablesr_jax.settings import to_json
 from stablesr_jax.training.config import TrainConfig
 
 CONFIG = "config.json"

@@ -1,20 +1,19 @@
 """What a training run is: a stage, its model and data, and how it is optimised, logged and kept."""
 
-import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from stablesr_jax.config import ComputeConfig, DiscriminatorConfig, ModelConfig, SamplingConfig
 from stablesr_jax.data.config import DataConfig
 from stablesr_jax.degradation.settings import DegradationSettings
-from stablesr_jax.errors import UserError
+from stablesr_jax.settings import Count, Name, Natural, NotNegative, Positive, Seed, require, settings
+
+_Decay = Annotated[float, Field(gt=0, lt=1)]
+_Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-def _check(config: Any, field: str, ok: bool, wanted: str) -> None:
-  if not ok:
-    raise UserError(f"{field.replace('_', '-')} {getattr(config, field)!r}: {wanted}")
-
-
-@dataclasses.dataclass(frozen=True)
+@settings
 class AutoencoderStage:
   """The KL autoencoder, for people who have no Stable Diffusion (Rombach et al. 2022, section 3.1).
 
@@ -27,20 +26,20 @@ class AutoencoderStage:
     adversarial_start: first step with it.
   """
 
-  kl_weight: float = 2e-8
-  perceptual_weight: float = 1.0
-  lpips: str | None = None
-  adversarial_weight: float = 0.5
-  adversarial_start: int = 50_000
+  kl_weight: NotNegative = 2e-8
+  perceptual_weight: NotNegative = 1.0
+  lpips: Name | None = None
+  adversarial_weight: NotNegative = 0.5
+  adversarial_start: Natural = 50_000
   discriminator: DiscriminatorConfig = DiscriminatorConfig()
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class PriorStage:
   """Plain latent diffusion with the null prompt, for people who have no Stable Diffusion."""
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class RestorerStage:
   """Time-aware encoder and SFT on the frozen prior (3.1), the paper's first stage.
 
@@ -53,7 +52,7 @@ class RestorerStage:
   train_prior: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class CfwDataStage:
   """Makes the set that CFW is trained on (3.2): LR and HR images, and the latents that the restorer gives for them.
 
@@ -64,24 +63,24 @@ class CfwDataStage:
   """
 
   degradation: DegradationSettings = DegradationSettings()
-  count: int = 100_000
+  count: Count = 100_000
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class CfwStage:
   """Controllable feature wrapping (3.2), all else frozen. Its data is a `cfw_set` source."""
 
-  perceptual_weight: float = 1.0
-  lpips: str | None = None
-  adversarial_weight: float = 0.025
-  adversarial_start: int = 501
+  perceptual_weight: NotNegative = 1.0
+  lpips: Name | None = None
+  adversarial_weight: NotNegative = 0.025
+  adversarial_start: Natural = 501
   discriminator: DiscriminatorConfig = DiscriminatorConfig()
 
 
 Stage = AutoencoderStage | PriorStage | RestorerStage | CfwDataStage | CfwStage
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class OptimizerConfig:
   """AdamW (defaults: the published restorer's).
 
@@ -93,27 +92,17 @@ class OptimizerConfig:
     ema_decay: of the average of the parameters that is exported in their place; None keeps none.
   """
 
-  learning_rate: float = 5e-5
+  learning_rate: Positive = 5e-5
   schedule: Literal["constant", "cosine"] = "constant"
-  warmup_steps: int = 0
-  betas: tuple[float, float] = (0.9, 0.999)
-  weight_decay: float = 0.01
-  clip_norm: float | None = None
-  accumulation: int = 1
-  ema_decay: float | None = None
-
-  def __post_init__(self):
-    _check(self, "learning_rate", self.learning_rate > 0, "must be positive")
-    _check(self, "schedule", self.schedule in ("constant", "cosine"), "choose constant or cosine")
-    _check(self, "warmup_steps", self.warmup_steps >= 0, "must not be negative")
-    _check(self, "betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "must be two of 0 to below 1")
-    _check(self, "weight_decay", self.weight_decay >= 0, "must not be negative")
-    _check(self, "clip_norm", self.clip_norm is None or self.clip_norm > 0, "must be positive, or None")
-    _check(self, "accumulation", self.accumulation >= 1, "must be at least 1")
-    _check(self, "ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "must be within 0 and 1, or None")
+  warmup_steps: Natural = 0
+  betas: tuple[_Beta, _Beta] = (0.9, 0.999)
+  weight_decay: NotNegative = 0.01
+  clip_norm: Positive | None = None
+  accumulation: Count = 1
+  ema_decay: _Decay | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class ValidationConfig:
   """Restoring a fixed set of images now and then.
 
@@ -125,16 +114,12 @@ class ValidationConfig:
   """
 
   data: DataConfig
-  images: int = 8
-  every: int = 5_000
+  images: Count = 8
+  every: Count = 5_000
   sampling: SamplingConfig = SamplingConfig(steps=20)
 
-  def __post_init__(self):
-    _check(self, "images", self.images >= 1, "must be at least 1")
-    _check(self, "every", self.every >= 1, "must be at least 1")
 
-
-@dataclasses.dataclass(frozen=True)
+@settings
 class TrainConfig:
   """A training run.
 
@@ -161,29 +146,27 @@ class TrainConfig:
   stage: Stage
   data: DataConfig
   model: ModelConfig = ModelConfig()
-  model_path: str | None = None
+  model_path: Name | None = None
   sampling: SamplingConfig = SamplingConfig()
-  steps: int = 100_000
-  batch_size: int = 192
-  seed: int = 0
+  steps: Count = 100_000
+  batch_size: Count = 192
+  seed: Seed = 0
   optimizer: OptimizerConfig = OptimizerConfig()
   compute: ComputeConfig = ComputeConfig(dtype="bfloat16", remat=True)
   sharding: Literal["replicated", "fsdp"] = "replicated"
-  log_every: int = 50
-  checkpoint_every: int = 1_000
-  keep_last: int = 3
-  keep_every: int | None = None
-  max_bad_steps: int = 20
+  log_every: Count = 50
+  checkpoint_every: Count = 1_000
+  keep_last: Count = 3
+  keep_every: Count | None = None
+  max_bad_steps: Count = 20
   validation: ValidationConfig | None = None
 
   def __post_init__(self):
-    for field in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_last", "max_bad_steps"):
-      _check(self, field, getattr(self, field) >= 1, "must be at least 1")
-    _check(self, "keep_every", self.keep_every is None or self.keep_every >= 1, "must be at least 1, or None")
-    ok = self.checkpoint_every % self.log_every == 0  # or a resumed run would log other means
-    _check(self, "checkpoint_every", ok, f"must be a multiple of log-every {self.log_every}")
-    _check(self, "seed", 0 <= self.seed < 2**32, "must be 0 to 2^32 - 1")
-    accumulation = self.optimizer.accumulation
-    _check(
-      self, "batch_size", self.batch_size % accumulation == 0, f"must be a multiple of accumulation {accumulation}"
-    )
+    whole = self.checkpoint_every % self.log_every == 0  # or a resumed run would log other means
+    require(whole, "checkpoint_every", self.checkpoint_every, f"must be a multiple of log-every {self.log_every}")
+    parts = self.optimizer.accumulation
+    divides = self.batch_size % parts == 0
+    require(divides, "batch_size", self.batch_size, f"must be a multiple of accumulation {parts}")
+    self.sampling.require_within(self.model.diffusion, "sampling.start_step")
+    if self.validation is not None:
+      self.validation.sampling.require_within(self.model.diffusion, "validation.sampling.start_step")

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from stablesr_jax.checkpoints.store import NULL_PROMPT, Manifest, load_params, read_manifest
-from stablesr_jax.config import to_json
 from stablesr_jax.errors import UserError
 from stablesr_jax.models.parameters import Params
 from stablesr_jax.parallel import replicated
+from stablesr_jax.settings import to_json
 from stablesr_jax.training.config import TrainConfig
 
 
@@ -61,7 +61,9 @@ def load_latents(
   """What every diffusion stage finds in the starting model: "autoencoder", and "null_prompt" or a stand-in for it."""
   if manifest.architecture.unet is not None:
     return load(config, manifest, ("autoencoder", NULL_PROMPT), mesh)
-  return load(config, manifest, ("autoencoder",), mesh) | {NULL_PROMPT: null_prompt(context_dim, mesh)}
+  return load(config, manifest, ("autoencoder",), mesh) | {
+    NULL_PROMPT: null_prompt(manifest.architecture.context_length, context_dim, mesh)
+  }
 
 
 def computed(params: Params, config: TrainConfig) -> Params:
@@ -69,6 +71,6 @@ def computed(params: Params, config: TrainConfig) -> Params:
   return jax.tree.map(lambda a: a.astype(config.compute.jax_dtype), params)
 
 
-def null_prompt(context_dim: int, mesh: jax.sharding.Mesh) -> jax.Array:
+def null_prompt(context_length: int, context_dim: int, mesh: jax.sharding.Mesh) -> jax.Array:
   """A stand-in for a text encoder's answer to "", for priors trained without one."""
-  return jax.jit(lambda: jnp.zeros((77, context_dim)), out_shardings=replicated(mesh))()
+  return jax.jit(lambda: jnp.zeros((context_length, context_dim)), out_shardings=replicated(mesh))()

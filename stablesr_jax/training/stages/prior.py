@@ -84,7 +84,8 @@ class PriorTrainer:
   def export(self, params: Params, batch: Callable[[], Batch]) -> Export:
     written = {"unet": params["unet"]}
     if self._manifest.architecture.unet is None:
-      written[NULL_PROMPT] = {NULL_PROMPT: null_prompt(self._unet_config.context_dim, self._mesh)}
+      length, width = self._architecture.context_length, self._unet_config.context_dim
+      written[NULL_PROMPT] = {NULL_PROMPT: null_prompt(length, width, self._mesh)}
     return Export(self._architecture, written)
 
   def _predict(self, params: Params, frozen: Params, x: jax.Array, t: jax.Array) -> jax.Array:
