@@ -1,10 +1,10 @@
 """StableSR in JAX/Flax: real-world image super-resolution with a frozen Stable Diffusion prior."""
 
-from typing import TYPE_CHECKING
-
-from stablesr_jax.config import ComputeConfig, ModelConfig, SamplingConfig
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+  from stablesr_jax.config import ComputeConfig, ModelConfig, SamplingConfig
   from stablesr_jax.inference.pipeline import StableSR
 
 __version__ = "0.2.0"
@@ -12,10 +12,16 @@ __version__ = "0.2.0"
 __all__ = ["ComputeConfig", "ModelConfig", "SamplingConfig", "StableSR", "__version__"]
 
 
-def __getattr__(name: str):
-  """Imports the pipeline, and with it JAX's whole stack, when it is first asked for: `--help` should answer at once."""
-  if name == "StableSR":
-    from stablesr_jax.inference.pipeline import StableSR
+_MODULES = {
+  "ComputeConfig": "stablesr_jax.config",
+  "ModelConfig": "stablesr_jax.config",
+  "SamplingConfig": "stablesr_jax.config",
+  "StableSR": "stablesr_jax.inference.pipeline",
+}
 
-    return StableSR
+
+def __getattr__(name: str) -> Any:
+  """Imports what is asked for when it is: with the pipeline comes JAX's whole stack, and `--help` answers at once."""
+  if name in _MODULES:
+    return getattr(importlib.import_module(_MODULES[name]), name)
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -164,7 +164,7 @@ class RRDBNetConfig:
   features: Count = 64
   blocks: Count = 23
   growth: Count = 32
-  scale: Literal[4] = 4
+  scale: Annotated[int, Field(ge=4, le=4)] = 4
 
 
 @settings
@@ -237,7 +237,7 @@ class ModelConfig:
           levels == wanted,
           "time_aware_encoder.channel_multipliers",
           encoder.channel_multipliers,
-          f"must be {wanted}, one for each of the UNet's levels",
+          f"must be of {wanted} levels, as the UNet's are",
         )
         same("unet.structure_channels", unet.structure_channels, "the encoder's out_channels", encoder.out_channels)
 

@@ -17,9 +17,16 @@ from stablesr_jax.checkpoints.store import NULL_PROMPT, load_params, read_manife
 from stablesr_jax.checkpoints.tensor_file import open_tensors
 from stablesr_jax.config import TextEncoderConfig
 from tests.reference_data import synthetic_rule
+from tests.small import small
 
 LISTINGS = pathlib.Path(__file__).parent / "reference"
 rule = synthetic_rule()
+
+
+@pytest.fixture(autouse=True)
+def small_is_named(monkeypatch):
+  """So that it is told from the tensors, as the published ones are."""
+  monkeypatch.setitem(configs.NAMED, "small", small)
 
 
 def tensors(listing: str, keep=lambda name: True) -> dict[str, np.ndarray]:
@@ -64,7 +71,7 @@ def same(a, b) -> bool:
 
 def test_stablesr_with_cfw(files, tmp_path):
   manifest, lines = quiet([files["stablesr_000117"], files["vqgan_cfw_00011"]], tmp_path / "model")
-  assert manifest.architecture == configs.small()
+  assert manifest.architecture == small()
   assert manifest.name == "stablesr_000117"
   assert [source["kind"] for source in manifest.sources] == ["cfw", "stablesr"]
   assert all(len(source["sha256"]) == 64 for source in manifest.sources)
@@ -267,7 +274,7 @@ def diffusers_folder(tmp_path_factory):
   diffusers.DDPMScheduler(prediction_type="v_prediction").save_pretrained(folder / "scheduler")
   for name, module in (("unet", unet), ("vae", vae), ("text_encoder", text)):
     module.eval().save_pretrained(folder / name)
-  architecture = dataclasses.replace(configs.small(), text_encoder=TextEncoderConfig(width=64, layers=3, heads=4))
+  architecture = dataclasses.replace(small(), text_encoder=TextEncoderConfig(width=64, layers=3, heads=4))
   manifest, lines = quiet([folder], folder / "model", architecture=architecture)
   assert not any("unknown" in line for line in lines), lines
   parts = ["unet", "autoencoder", "text_encoder", NULL_PROMPT]

@@ -115,18 +115,18 @@ FOLDER = SourceConfig("folder", ("x",))
     (lambda: SourceConfig("zip", ("x",)), "kind"),  # pyright: ignore[reportArgumentType]
     (lambda: SourceConfig("folder", "x"), "path"),  # pyright: ignore[reportArgumentType]
     (lambda: SourceConfig("folder", ()), "path"),
-    (lambda: SourceConfig("pairs", ("x",)), "lr_path"),
-    (lambda: SourceConfig("folder", ("x",), ("y",)), "lr_path"),
+    (lambda: SourceConfig("pairs", ("x",)), "lr-path"),
+    (lambda: SourceConfig("folder", ("x",), ("y",)), "lr-path"),
     (lambda: SourceConfig("folder", ("x",), weight=0.0), "weight"),
     (lambda: DataConfig(()), "sources"),
     (lambda: DataConfig((FOLDER, SourceConfig("pairs", ("x",), ("y",)))), "sources .*mixed"),
-    (lambda: DataConfig((FOLDER, SourceConfig("folder", ("y",), weight=1.0))), "sources: weight"),
-    (lambda: DataConfig((FOLDER,), crop_size=510), "crop_size 510"),
-    (lambda: DataConfig((FOLDER,), crop_size=0), "crop_size"),
+    (lambda: DataConfig((FOLDER, SourceConfig("folder", ("y",), weight=1.0))), "sources.weight"),
+    (lambda: DataConfig((FOLDER,), crop_size=510), "crop-size 510"),
+    (lambda: DataConfig((FOLDER,), crop_size=0), "crop-size"),
     (lambda: DataConfig((FOLDER,), scale=0), "scale"),
-    (lambda: DataConfig((FOLDER,), scale_range=(0.5, 4.5)), "scale_range"),
-    (lambda: DataConfig((SourceConfig("pairs", ("x",), ("y",)),), scale_range=(0.5, 1.0)), "scale_range .*pairs"),
-    (lambda: DataConfig((FOLDER,), small_images="drop"), "small_images"),  # pyright: ignore[reportArgumentType]
+    (lambda: DataConfig((FOLDER,), scale_range=(0.5, 4.5)), "scale-range"),
+    (lambda: DataConfig((SourceConfig("pairs", ("x",), ("y",)),), scale_range=(0.5, 1.0)), "scale-range .*pairs"),
+    (lambda: DataConfig((FOLDER,), small_images="drop"), "small-images"),  # pyright: ignore[reportArgumentType]
     (lambda: DataConfig((FOLDER,), seed=-1), "seed"),
     (lambda: DataConfig((FOLDER,), workers=-1), "workers"),
     (lambda: DataConfig((FOLDER,), prefetch=0), "prefetch"),

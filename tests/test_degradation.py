@@ -115,7 +115,7 @@ def test_bad_images(shape):
   ],
 )
 def test_bad_settings(cls, field, value):
-  with pytest.raises(ValueError, match=f"^{field} ") as error:
+  with pytest.raises(ValueError, match=f"^{field.replace('_', '-')}[. ]") as error:
     cls(**{field: value})
   assert "\n" not in str(error.value)
 

@@ -6,12 +6,13 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterable
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
+from pydantic import Field
 
 from stablesr_jax.config import ComputeConfig, LPIPSConfig, ModelConfig, SamplingConfig
 from stablesr_jax.errors import UserError
@@ -20,7 +21,7 @@ from stablesr_jax.models.components import COMPONENTS, abstract_params
 from stablesr_jax.models.parameters import Params
 from stablesr_jax.settings import from_json, settings, to_json
 
-FORMAT: Final = 1
+FORMAT = 1
 # The small model that the package brings along, trained with this code.
 EMBEDDED = pathlib.Path(__file__).resolve().parents[1] / "assets" / "tiny"
 MANIFEST = "model.json"
@@ -28,6 +29,7 @@ NULL_PROMPT = "null_prompt"
 LPIPS_PART = "lpips"
 
 StoredDtype = Literal["float32", "bfloat16", "float16"]
+_Format = Annotated[int, Field(ge=FORMAT, le=FORMAT)]  # Literal[1] would take true
 
 
 @settings
@@ -47,7 +49,7 @@ class Manifest:
   sampling: SamplingConfig = SamplingConfig()
   dtype: StoredDtype = "float32"
   sources: tuple[dict[str, str], ...] = ()
-  format: Literal[1] = FORMAT
+  format: _Format = FORMAT
 
   def __post_init__(self):
     self.sampling.require_within(self.architecture.diffusion, "sampling.start_step")
@@ -61,7 +63,7 @@ class LPIPSManifest:
   lpips: LPIPSConfig
   dtype: StoredDtype = "float32"
   sources: tuple[dict[str, str], ...] = ()
-  format: Literal[1] = FORMAT
+  format: _Format = FORMAT
 
 
 class ModelWriter:

@@ -12,6 +12,7 @@ from stablesr_jax.checkpoints.store import load_params
 from stablesr_jax.config import ComputeConfig, ModelConfig
 from stablesr_jax.models.components import modules
 from tests import reference_data
+from tests.small import small as small_architecture
 
 PARTS = ("unet", "time_aware_encoder", "autoencoder")
 
@@ -28,13 +29,15 @@ class Converted:
     return jax.jit(lambda params, args: module.apply({"params": params}, *args, method=method))(self.params[part], args)
 
 
-def converted(folder: pathlib.Path, *listings: str, parts: tuple[str, ...] = PARTS) -> Converted:
+def converted(
+  folder: pathlib.Path, *listings: str, architecture: ModelConfig | None = None, parts: tuple[str, ...] = PARTS
+) -> Converted:
   """Writes the listings' synthetic checkpoints, converts them together and loads parts of the result."""
   inputs = [
     reference_data.write_checkpoint(listing, folder / f"{listing.removesuffix('_checkpoint')}.ckpt")
     for listing in listings
   ]
-  manifest = convert(inputs, folder / "model")
+  manifest = convert(inputs, folder / "model", architecture=architecture)
   for path in inputs:
     path.unlink()
   parts = tuple(part for part in parts if getattr(manifest.architecture, part))
@@ -43,9 +46,9 @@ def converted(folder: pathlib.Path, *listings: str, parts: tuple[str, ...] = PAR
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory) -> Converted:
-  return converted(tmp_path_factory.mktemp("small"), "small_checkpoint")
+  return converted(tmp_path_factory.mktemp("small"), "small_checkpoint", architecture=small_architecture())
 
 
 @pytest.fixture(scope="session")
 def small_cfw(tmp_path_factory) -> Converted:
-  return converted(tmp_path_factory.mktemp("small_cfw"), "small_cfw_checkpoint")
+  return converted(tmp_path_factory.mktemp("small_cfw"), "small_cfw_checkpoint", architecture=small_architecture())
