@@ -13,6 +13,7 @@ from stablesr_jax.cli.common import fail, parse, run
 from stablesr_jax.errors import UserError
 
 PROG = "train.py"
+_RECIPES = pathlib.Path(__file__).resolve().parents[1] / "recipes"  # in a clone, a link to configs/
 _STOPPED = 75  # EX_TEMPFAIL: run it again
 
 
@@ -72,16 +73,22 @@ def _take_config(argv: list[str]) -> tuple[pathlib.Path, list[str]]:
   fail(PROG, "--config: name a file of configs/, say configs/stablesr_512.py")
 
 
-def load_config(path: pathlib.Path) -> Any:
+def load_config(name: pathlib.Path) -> Any:
   """What `get_config()` of a Python file returns. The file is a program: it is run.
 
+  Args:
+    name: a file, or the bare name of a recipe that is installed with this package.
+
   Raises:
-    UserError: there is no such file, it fails, or it has no such function.
+    UserError: there is no such file or recipe, it fails, or it has no such function.
   """
   from stablesr_jax.training.config import TrainConfig
 
+  bare = name.parent == pathlib.Path() and not name.is_file()
+  path = _RECIPES / f"{name}.py" if bare else name
   if not path.is_file():
-    raise UserError(f"{path}: no such config file")
+    known = ", ".join(sorted(recipe.stem for recipe in _RECIPES.glob("[a-z]*.py")))
+    raise UserError(f"{name}: no such config file, and no recipe (recipes: {known})")
   spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
   if spec is None or spec.loader is None:
     raise UserError(f"{path}: not a Python file")
