@@ -1,7 +1,13 @@
 """How programs are compiled, and where they are kept from run to run."""
 
 import functools
+import math
 import pathlib
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,15 +39,49 @@ def _are_known() -> bool:
   return True
 
 
-def enable_cache(setting: str) -> None:
-  """Keeps compiled programs from run to run.
+def enable_cache(setting: str, warn: Callable[[str], None] = functools.partial(print, file=sys.stderr)) -> None:
+  """Keeps compiled programs from run to run. Where that is not possible the program runs without.
 
   Args:
-    setting: a folder; "auto" is one in the user's cache directory, "off" keeps nothing.
+    setting: A folder; "auto" is one in the user's cache directory, "off" keeps nothing.
+    warn: Is called once, with one line, if programs cannot be kept, now or later in the run.
   """
   if setting == "off":
     return
-  folder = pathlib.Path(platformdirs.user_cache_dir("stablesr_jax")) / "xla" if setting == "auto" else setting
+  try:
+    folder = pathlib.Path(platformdirs.user_cache_dir("stablesr_jax")) / "xla" if setting == "auto" else setting
+  except RuntimeError as error:  # this user has no home folder
+    warn(f"no folder for the compile cache ({error}); everything is compiled anew, unless --compile-cache names one")
+    return
+  folder = pathlib.Path(folder)
+  keep_from_seconds = 0.0  # Small programs too: there are dozens, and together they take seconds.
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as error:
+    warn(f"compile cache {folder}: cannot be written ({error.strerror}); what it lacks is compiled anew in each run")
+    if not folder.is_dir():
+      return
+    keep_from_seconds = math.inf  # what somebody else put there is of use all the same
+  _warn_once_of_the_cache(folder, warn)
   jax.config.update("jax_compilation_cache_dir", str(folder))
-  # Small programs too: there are dozens, and together they take seconds.
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", keep_from_seconds)
+
+
+def _warn_once_of_the_cache(folder: pathlib.Path, warn: Callable[[str], None]) -> None:
+  """Tells the first failure in reading or writing the cache; JAX tells one for each of many programs."""
+  show = warnings.showwarning
+  told = False
+
+  def show_once(message, category, filename, lineno, file=None, line=None):
+    nonlocal told
+    parts = re.match(r"Error (reading|writing) persistent compilation cache entry for .*?: (.*)", str(message))
+    if parts is None:
+      show(message, category, filename, lineno, file, line)
+    elif not told:
+      told = True
+      what = "read" if parts[1] == "reading" else "written"
+      warn(f"compile cache {folder}: cannot be {what} ({parts[2]})")
+
+  warnings.showwarning = show_once

@@ -1,12 +1,13 @@
 """The mesh of devices and how arrays lie on it."""
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from stablesr_jax.errors import UserError
+from stablesr_jax.errors import UserError, first_line
 
 # What tells a process that it is one of several, for clusters where JAX finds out the rest by itself.
 _CLUSTER_VARIABLES = {"SLURM_NTASKS": "1", "OMPI_COMM_WORLD_SIZE": "1", "JAX_COORDINATOR_ADDRESS": ""}
@@ -19,14 +20,38 @@ def connect(coordinator: str | None = None, processes: int | None = None, proces
     coordinator: "host:port" of the first process. Under Slurm, Open MPI and on TPU pods all three are found out.
 
   Raises:
-    UserError: only some of the arguments are given.
+    UserError: Only some of the arguments are given, they do not fit each other, or the others are not found.
   """
   given = [value is not None for value in (coordinator, processes, process)]
   if any(given) and not all(given):
     raise UserError("coordinator, processes and process: give all three or none")
+  if coordinator is not None and processes is not None and process is not None:
+    if not re.fullmatch(r".+:\d+", coordinator):
+      raise UserError(f"coordinator {coordinator}: must be HOST:PORT")
+    if not 0 <= process < processes:
+      raise UserError(f"process {process}: must be 0 to processes - 1 ({processes - 1})")
   pod = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
   if all(given) or pod or any(os.environ.get(name, one) != one for name, one in _CLUSTER_VARIABLES.items()):
-    jax.distributed.initialize(coordinator, processes, process)
+    try:
+      jax.distributed.initialize(coordinator, processes, process)
+    except (jax.errors.JaxRuntimeError, ValueError, KeyError) as error:  # a cluster's variables may be wrong, too
+      raise UserError(f"the processes of this run cannot be joined: {first_line(error)}") from error
+
+
+def start_devices() -> None:
+  """Starts the devices that JAX is set to use; call it before a model is loaded, and after `connect`.
+
+  Raises:
+    UserError: There are none.
+  """
+  setting = jax.config.read("jax_platforms")
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:  # JAX asserts that there is one
+    if not setting:
+      raise UserError(f"JAX cannot start its devices: {first_line(error)}") from error
+    reason = f" ({first_line(error)})" if str(error) else ""
+    raise UserError(f"JAX_PLATFORMS={setting}: JAX finds no such device here{reason}") from error
 
 
 def data_mesh(devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:

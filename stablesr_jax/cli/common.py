@@ -1,49 +1,130 @@
-"""What the command lines share: one-line errors."""
+"""What the command lines share: how they are parsed, and how errors are told."""
 
 import contextlib
+import errno
+import inspect
 import io
 import os
+import platform
+import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
 import tyro
 
+from stablesr_jax import __version__
+from stablesr_jax.errors import UserError
+
 Arguments = TypeVar("Arguments")
 
-BAD_INPUT = 2  # the exit code for anything that the user can mend
+# Exit codes.
+BUG = 1
+BAD_INPUT = 2  # anything that a person can mend
+INTERRUPTED = 130  # what shells use for Ctrl-C
+
+# What files, disks and networks can be like without anything being wrong with this program.
+_SURROUNDINGS = {
+  getattr(errno, name, None)
+  for name in (
+    "EACCES EPERM EROFS ENOENT EEXIST ENOTDIR EISDIR ENOTEMPTY ENOSPC EDQUOT EFBIG EIO ENAMETOOLONG ELOOP EMFILE "
+    "ENFILE EBUSY ESTALE EXDEV EPIPE ENODEV ENXIO ENOMEM ETIMEDOUT ECONNREFUSED ECONNRESET ENETUNREACH "
+    "EHOSTUNREACH"
+  ).split()
+} - {None}
 
 
 def parse(cls: type[Arguments], argv: Sequence[str] | None, prog: str) -> Arguments:
-  """The dataclass `cls` from the command line. A wrong flag or value ends the program with one line and exit code 2."""
-  shown = io.StringIO()
-  try:
-    with contextlib.redirect_stderr(shown):
-      return tyro.cli(cls, args=argv, prog=prog, config=(tyro.conf.FlagCreatePairsOff,))
-  except SystemExit as stop:
-    if stop.code != BAD_INPUT:
-      raise
-    # tyro draws a box for people; one line serves them and scripts.
-    lines = [line.strip("│ ") for line in shown.getvalue().splitlines() if line[:1] not in "╭╰"]
-    text = " ".join("; " if set(line) == {"─"} else line for line in lines).partition("For full helptext")[0]
-    text = " ".join(text.split()).replace(" ;", ";").strip("; ")
-    fail(prog, text)
+  """Returns the dataclass `cls` from the command line; a wrong flag or value ends the program with one line and code 2.
+
+  Args:
+    cls: its docstring is the description, in which `{prog}` stands for how the program is called.
+    argv: the arguments; None takes the process's own.
+    prog: the program's name in messages.
+  """
+  argv = list(sys.argv[1:] if argv is None else argv)
+  command = prog if " " in prog else f"python {prog}"
+  description = (inspect.getdoc(cls) or "").replace("{prog}", command)
+  out, err = io.StringIO(), io.StringIO()
+  with contextlib.ExitStack() as stack:
+    if not {"-h", "--help"} & set(argv):
+      # tyro tells errors in a box, drawn with the colours and the characters that standard output can show. What is no
+      # terminal gets neither, only a title and paragraphs between rules; one line serves people and scripts.
+      stack.enter_context(contextlib.redirect_stdout(out))
+      stack.enter_context(contextlib.redirect_stderr(err))
+    try:
+      return tyro.cli(cls, args=argv, prog=prog, description=description, config=(tyro.conf.FlagCreatePairsOff,))
+    except SystemExit as stop:
+      if stop.code != BAD_INPUT:
+        stack.close()
+        print(out.getvalue(), end="")
+        raise
+  title, *paragraphs = re.split(r"^ *-{3,} *$", err.getvalue(), flags=re.MULTILINE)
+  told = [" ".join(text.split()) for text in paragraphs or [title]]
+  fail(prog, "; ".join(text for text in told if text and not text.startswith("For full helptext")))
 
 
-def run(prog: str, main: Callable[[], int]) -> int:
-  """Calls `main`; an error that the user can mend becomes one line and exit code 2."""
+def run(prog: str, main: Callable[[], int], *, out_of_memory: str = "") -> int:
+  """Calls `main` and returns its exit code; an error is told, and ends the program with `tell`'s exit code."""
   try:
     return main()
-  except (ValueError, OSError) as error:
-    if os.environ.get("STABLESR_TRACEBACK"):
-      raise
-    fail(prog, " ".join(str(error).split()))
   except KeyboardInterrupt:
     print(f"{prog}: stopped", file=sys.stderr)
-    return 130
+    return INTERRUPTED
+  except Exception as error:
+    raise SystemExit(tell(prog, error, out_of_memory=out_of_memory)) from error
+
+
+def tell(prog: str, error: Exception, *, subject: str = "", out_of_memory: str = "") -> int:
+  """Tells on standard error what went wrong, and returns the exit code for it.
+
+  What a person can mend is one line, behind the traceback with all causes if STABLESR_TRACEBACK is set. Anything else
+  is a bug: its traceback, and what to do with it.
+
+  Args:
+    subject: the file that it went wrong with, if the message may not name it.
+    out_of_memory: what helps against that.
+  """
+  line = explain(error, out_of_memory)
+  if line is None or os.environ.get("STABLESR_TRACEBACK"):
+    traceback.print_exception(error)
+  about = f"{subject}: " if subject else ""
+  if line is not None:
+    print(f"{prog}: error: {about}{line.removeprefix(about)}", file=sys.stderr)
+    return BAD_INPUT
+  print(
+    f"{prog}: {about}this is a bug in stablesr_jax and no mistake of yours: please report it in the project's issue "
+    f"tracker, with the command, the lines above, and: {_versions()}",
+    file=sys.stderr,
+  )
+  return BUG
+
+
+def explain(error: Exception, out_of_memory: str = "") -> str | None:
+  """What went wrong, in one line, if a person can mend it; None for a bug."""
+  # JAX's own class for it, a RuntimeError, is not imported here: `--help` should answer at once.
+  if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
+    return "out of memory" + (f"; {out_of_memory}" if out_of_memory else "")
+  if isinstance(error, UserError):
+    return " ".join(str(error).split())
+  if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    return where + (error.strerror or type(error).__name__)
+  return None
+
+
+def warn(prog: str, message: str) -> None:
+  """Tells on standard error what is not as it should be, but does not keep the program from its work."""
+  print(f"{prog}: warning: {message}", file=sys.stderr)
 
 
 def fail(prog: str, message: str) -> NoReturn:
   """Ends the program with a one-line error."""
   print(f"{prog}: error: {message}", file=sys.stderr)
   raise SystemExit(BAD_INPUT)
+
+
+def _versions() -> str:
+  jax = getattr(sys.modules.get("jax"), "__version__", "not imported")
+  return f"stablesr_jax {__version__}, jax {jax}, Python {platform.python_version()}, {platform.platform()}"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -14,8 +15,6 @@ from stablesr_jax.config import ModelConfig
 from stablesr_jax.errors import UserError
 from stablesr_jax.settings import from_json
 
-PROG = "convert_weights.py"
-
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
@@ -24,15 +23,15 @@ class Arguments:
   What a file is, is told from its contents: StableSR (512, Turbo, 768v, face), CFW, Stable Diffusion 2.1 (one file,
   or a diffusers folder), the web UI's StableSR module, an autoencoder, Real-ESRGAN. Give all that belong together:
 
-      python convert_weights.py --input stablesr_000117.ckpt vqgan_cfw_00011.ckpt --output models/stablesr_512
+      {prog} --input stablesr_000117.ckpt vqgan_cfw_00011.ckpt --output models/stablesr_512
 
   LPIPS, which training compares pictures by, is made from torchvision's VGG16 and the lpips package's heads:
 
-      python convert_weights.py --input vgg16-397923af.pth vgg.pth --output models/lpips
+      {prog} --input vgg16-397923af.pth vgg.pth --output models/lpips
 
   A model folder as the only input, for instance one that `train.py` exported, is stored again with another --dtype:
 
-      python convert_weights.py --input runs/cfw_512/model --output models/mine --dtype bfloat16
+      {prog} --input runs/cfw_512/model --output models/mine --dtype bfloat16
 
   No code in a file is ever run.
   """
@@ -51,9 +50,9 @@ class Arguments:
   """stablesr_512, stablesr_768v, tiny, or a model.json; auto: the named one that fits the tensors"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  arguments = parse(Arguments, argv, PROG)
-  return run(PROG, lambda: _main(arguments))
+def main(argv: Sequence[str] | None = None, prog: str = "convert_weights.py") -> int:
+  arguments = parse(Arguments, argv, prog)
+  return run(prog, lambda: _main(arguments))
 
 
 def _main(arguments: Arguments) -> int:
@@ -61,11 +60,13 @@ def _main(arguments: Arguments) -> int:
   from stablesr_jax.checkpoints.export import export
   from stablesr_jax.checkpoints.hub import resolve
   from stablesr_jax.checkpoints.store import MANIFEST, store_as
+  from stablesr_jax.parallel import start_devices
 
   if not arguments.input:
     raise UserError("--input: give one or more files or folders")
   if (arguments.output is None) == (arguments.to_pytorch is None):
     raise UserError("give either --output (a model folder) or --to-pytorch (a .safetensors file)")
+  start_devices()  # Orbax, which writes the model, uses them
   inputs = [resolve(reference) for reference in arguments.input]
   if arguments.to_pytorch is not None:
     if len(inputs) != 1:
@@ -106,3 +107,7 @@ def _architecture(name: str) -> ModelConfig | None:
   if isinstance(values, dict) and "architecture" in values:  # a whole model.json
     values = values["architecture"]
   return from_json(ModelConfig, values, str(path))
+
+
+if __name__ == "__main__":
+  sys.exit(main(prog="python -m stablesr_jax.cli.convert"))

@@ -1,20 +1,23 @@
 """The command line of `infer.py`."""
 
 import dataclasses
+import functools
 import math
 import pathlib
 import sys
-import zlib
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
+from tqdm import tqdm
 
-from stablesr_jax.cli.common import BAD_INPUT, parse, run
+from stablesr_jax.cli.common import parse, run, tell, warn
+from stablesr_jax.config import SamplingConfig
 from stablesr_jax.errors import UserError
-from stablesr_jax.image_io import WRITABLE_SUFFIXES, Picture, list_images, read_image, write_image
+from stablesr_jax.image_io import read_image
+from stablesr_jax.inference.jobs import SEED, Job, Report, plan_jobs, run_jobs
 
-PROG = "infer.py"
+_OUT_OF_MEMORY = "try a smaller --tile-batch or --autoencoder-tile"
 
 
 def _own(metavar: str):
@@ -26,8 +29,8 @@ def _own(metavar: str):
 class Arguments:
   """Enlarges and restores photographs. Settings that are not given are the model's own.
 
-      python infer.py --input photo.jpg --output restored.png
-      python infer.py --input photo.jpg --output restored.png --model models/stablesr_512
+      {prog} --input photo.jpg --output restored.png
+      {prog} --input photo.jpg --output restored.png --model models/stablesr_512
 
   A folder is restored with all the folders in it, into the same tree under --output; pictures that are already
   there are left alone, so a run that was stopped goes on where it was.
@@ -52,7 +55,7 @@ class Arguments:
   """timestep of the noised input that sampling starts from, 1 to 999 (the paper's); lower keeps more of the input"""
   eta: Annotated[float | None, _own("ETA")] = None
   """DDIM's noise, 0 (deterministic) to 1"""
-  seed: int = 42
+  seed: int = SEED
   """of the noise; a picture's result depends on it and the picture's file name alone"""
   fidelity_weight: Annotated[float | None, _own("W")] = None
   """0 is most generative, 1 keeps closest to the input (CFW's w)"""
@@ -80,21 +83,12 @@ class Arguments:
   """where compiled programs are kept from run to run; auto: the user's cache directory"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  arguments = parse(Arguments, argv, PROG)
-  return run(PROG, lambda: _main(arguments))
+def main(argv: Sequence[str] | None = None, prog: str = "infer.py") -> int:
+  arguments = parse(Arguments, argv, prog)
+  return run(prog, lambda: _main(arguments, prog), out_of_memory=_OUT_OF_MEMORY)
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-  """One picture to restore; `name` is what its noise is drawn from."""
-
-  source: pathlib.Path
-  target: pathlib.Path
-  name: str
-
-
-def _main(arguments: Arguments) -> int:
+def _main(arguments: Arguments, prog: str) -> int:
   _check(arguments)
   jobs = plan_jobs(arguments.input, arguments.output, arguments.overwrite)
   if not jobs:
@@ -103,96 +97,63 @@ def _main(arguments: Arguments) -> int:
   if len(jobs) == 1 and arguments.input.is_file():
     read_image(jobs[0].source)  # a bad file is told before a large model is loaded
 
-  import jax
-
   from stablesr_jax.checkpoints.store import EMBEDDED, read_manifest
   from stablesr_jax.compilation import enable_cache
   from stablesr_jax.inference.pipeline import StableSR
+  from stablesr_jax.parallel import start_devices
 
   folder = arguments.model or EMBEDDED
-  sampling = _sampling(arguments, read_manifest(folder).sampling)
-  enable_cache(arguments.compile_cache)
+  manifest = read_manifest(folder)
+  sampling = _sampling(arguments, manifest.sampling)
+  start_devices()
+  enable_cache(arguments.compile_cache, functools.partial(warn, prog))
   model = StableSR.load(
     folder,
+    manifest=manifest,
     precision=arguments.precision,
     tile_batch=arguments.tile_batch,
     autoencoder_tile=arguments.autoencoder_tile,
   )
-  model.check(sampling)
-  failed = 0
-  for number, job in enumerate(jobs, 1):
-    try:
-      job.target.parent.mkdir(parents=True, exist_ok=True)  # first: better told now than after the work
-      restored = restore(model, job, arguments.scale, arguments.seed, sampling, f"[{number}/{len(jobs)}] ")
-      write_image(job.target, restored)
-      print(job.target)
-    except (ValueError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
-      failed += 1
-      print(f"{PROG}: error: {job.source}: {_reason(error, job)}", file=sys.stderr)
-  if failed and len(jobs) > 1:
-    print(f"{PROG}: error: {failed} of {len(jobs)} pictures could not be restored", file=sys.stderr)
-  return BAD_INPUT if failed else 0
+  report = _Console(prog)
+  summary = run_jobs(model, jobs, scale=arguments.scale, seed=arguments.seed, sampling=sampling, report=report)
+  if summary.failed and len(jobs) > 1:
+    print(f"{prog}: error: {len(summary.failed)} of {len(jobs)} pictures could not be restored", file=sys.stderr)
+  return report.exit_code
 
 
-def plan_jobs(source: pathlib.Path, target: pathlib.Path, overwrite: bool) -> list[Job]:
-  """What is to be restored, and into which files.
+class _Console(Report):
+  """A bar for each picture, the names of the results on standard output, errors on standard error.
 
-  Raises:
-    UserError: there is no input, a folder has no pictures, or two would become one file.
+  Attributes:
+    exit_code: The gravest so far: a bug's before that of what a person can mend.
   """
-  if not source.exists():
-    raise UserError(f"{source}: no such file or folder")
-  if source.is_file():
-    if target.is_dir() or target.suffix.lower() not in WRITABLE_SUFFIXES:
-      if target.suffix and not target.is_dir():
-        raise UserError(f"{target}: cannot write {target.suffix} (use {', '.join(WRITABLE_SUFFIXES)}, or a folder)")
-      target = target / f"{source.stem}.png"
-    if target.exists() and target.samefile(source):
-      raise UserError(f"{target}: is the input; choose another output")
-    return [Job(source, target, source.name)]
-  if target.is_file():
-    raise UserError(f"{target}: is a file, but the input is a folder")
-  images = list_images(source)
-  if source.resolve() in target.resolve().parents:  # earlier results are no inputs
-    images = [path for path in images if target.resolve() not in path.resolve().parents]
-  if not images:
-    raise UserError(f"{source}: has no pictures")
-  if source.resolve() == target.resolve():
-    raise UserError(f"{target}: is the input; choose another output")
-  inputs = {path.resolve() for path in images}
-  jobs, taken = [], {}
-  for path in images:
-    relative = path.relative_to(source)
-    result = target / relative.with_suffix(".png")
-    if result in taken:  # a.jpg beside a.png
-      result = target / relative.with_name(f"{relative.name}.png")
-    if result.resolve() in inputs:
-      raise UserError(f"{target}: results would replace the inputs; choose another output")
-    taken[result] = path
-    jobs.append(Job(path, result, path.name))
-  return [job for job in jobs if overwrite or not job.target.exists()]
+
+  def __init__(self, prog: str):
+    self.exit_code = 0
+    self._prog = prog
+    self._bar: tqdm | None = None
+    self._label = ""
+
+  def begin(self, job: Job, number: int, count: int) -> None:
+    self._label = f"[{number}/{count}] {job.source.name}"
+
+  def step(self, job: Job, done: int, steps: int) -> None:
+    if self._bar is None:
+      self._bar = tqdm(total=steps, desc=self._label, unit="step", disable=None)
+    self._bar.update(done - self._bar.n)
+
+  def end(self, job: Job, error: Exception | None) -> None:
+    if self._bar is not None:
+      self._bar.close()
+      self._bar = None
+    if error is None:
+      print(job.target)
+      return
+    code = tell(self._prog, error, subject=str(job.source), out_of_memory=_OUT_OF_MEMORY)
+    self.exit_code = min(code, self.exit_code or code)
 
 
-def restore(model: Any, job: Job, scale: float, seed: int, sampling: Any, label: str) -> Picture:
-  """Reads, restores and returns one picture, its profile, EXIF and alpha kept."""
-  import jax
-  import numpy as np
-  from PIL import Image
-  from tqdm import tqdm
-
-  picture = read_image(job.source)
-  key = jax.random.fold_in(jax.random.key(seed), np.uint32(zlib.crc32(job.name.encode())))
-  with tqdm(total=sampling.steps, desc=label + job.source.name, unit="step", disable=None) as bar:
-    [rgb] = model.upscale_batch(
-      [picture.rgb], scale=scale, keys=[key], sampling=sampling, progress=lambda done, _: bar.update(done - bar.n)
-    )
-  alpha = picture.alpha
-  if alpha is not None:
-    alpha = np.asarray(Image.fromarray(alpha).resize(rgb.shape[1::-1], Image.Resampling.BICUBIC)).clip(0, 1)
-  return dataclasses.replace(picture, rgb=rgb, alpha=alpha)
-
-
-def _sampling(arguments: Arguments, defaults: Any) -> Any:
+def _sampling(arguments: Arguments, defaults: SamplingConfig) -> SamplingConfig:
   """The model's sampling settings with those of the command line in their place."""
   given = {f.name: getattr(arguments, f.name, None) for f in dataclasses.fields(defaults)}
   return dataclasses.replace(defaults, **{name: value for name, value in given.items() if value is not None})
@@ -209,10 +170,10 @@ def _check(arguments: Arguments) -> None:
   ):
     if not ok:
       raise UserError(message)
+  for name, value in dataclasses.asdict(a).items():
+    if isinstance(value, float) and not math.isfinite(value):
+      raise UserError(f"{name.replace('_', '-')} {value}: must be a finite number")
 
 
-def _reason(error: Exception, job: Job) -> str:
-  """What went wrong with a picture, in one line."""
-  if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-    return "out of memory; try a smaller --tile-batch or --autoencoder-tile"
-  return " ".join(str(error).removeprefix(f"{job.source}: ").split())
+if __name__ == "__main__":
+  sys.exit(main(prog="python -m stablesr_jax.cli.infer"))

@@ -1,4 +1,4 @@
-"""The command line that packs training images: `python -m stablesr_jax.cli.pack`."""
+"""The command line that packs training images: `stablesr pack`."""
 
 import dataclasses
 import pathlib
@@ -11,7 +11,6 @@ import tyro
 from stablesr_jax.cli.common import parse, run
 from stablesr_jax.errors import UserError
 
-PROG = "stablesr_jax.cli.pack"
 _SKIPPED_SHOWN = 10
 
 
@@ -19,7 +18,7 @@ _SKIPPED_SHOWN = 10
 class Arguments:
   """Packs the images in folders and their subfolders, as they are, into one file for training.
 
-      python -m stablesr_jax.cli.pack --input DIV2K_train_HR Flickr2K --output photos.array_record --min-side 512
+      {prog} --input DIV2K_train_HR Flickr2K --output photos.array_record --min-side 512
 
   What cannot be read is left out, and reported.
   """
@@ -32,9 +31,9 @@ class Arguments:
   """leave out images with a side below this, in pixels"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  arguments = parse(Arguments, argv, PROG)
-  return run(PROG, lambda: _main(arguments))
+def main(argv: Sequence[str] | None = None, prog: str = "stablesr pack") -> int:
+  arguments = parse(Arguments, argv, prog)
+  return run(prog, lambda: _main(arguments))
 
 
 def _main(arguments: Arguments) -> int:
@@ -52,4 +51,4 @@ def _main(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
-  raise SystemExit(main())
+  sys.exit(main(prog="python -m stablesr_jax.cli.pack"))

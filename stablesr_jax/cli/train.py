@@ -1,20 +1,22 @@
 """The command line of `train.py`."""
 
 import dataclasses
+import functools
 import importlib.util
 import pathlib
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import tyro
 
-from stablesr_jax.cli.common import fail, parse, run
-from stablesr_jax.errors import UserError
+from stablesr_jax.cli.common import parse, run, warn
+from stablesr_jax.errors import UserError, first_line
 
-PROG = "train.py"
 _RECIPES = pathlib.Path(__file__).resolve().parents[1] / "recipes"  # in a clone, a link to configs/
 _STOPPED = 75  # EX_TEMPFAIL: run it again
+_OUT_OF_MEMORY = "try a smaller --batch-size, or a larger --optimizer.accumulation"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,21 +37,29 @@ class _Run:
   """where compiled programs are kept from run to run: auto (the user's cache directory), off, or a folder"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  return run(PROG, lambda: _main(list(sys.argv[1:] if argv is None else argv)))
+def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
+  argv = list(sys.argv[1:] if argv is None else argv)
+  return run(prog, lambda: _main(argv, prog), out_of_memory=_OUT_OF_MEMORY)
 
 
-def _main(argv: list[str]) -> int:
+def _main(argv: list[str], prog: str) -> int:
   path, rest = _take_config(argv)
+  if path is None:
+    if not {"-h", "--help"} & set(argv):
+      raise UserError("--config: name a file of configs/, say configs/stablesr_512.py")
+    print(f"usage: {prog} --config configs/NAME.py --workdir DIR [--FIELD VALUE ...]")
+    print(f"All fields of a config: {prog} --config configs/NAME.py --help")
+    return 0
   arguments = _arguments_of(load_config(path))
-  given: Any = parse(arguments, rest, PROG)
+  given: Any = parse(arguments, rest, prog)
 
   from stablesr_jax.compilation import enable_cache
-  from stablesr_jax.parallel import connect
+  from stablesr_jax.parallel import connect, start_devices
   from stablesr_jax.training.config import CfwDataStage
 
   connect(given.run.coordinator, given.run.processes, given.run.process)
-  enable_cache(given.run.compile_cache)
+  start_devices()
+  enable_cache(given.run.compile_cache, functools.partial(warn, prog))
   if isinstance(given.config.stage, CfwDataStage):
     from stablesr_jax.training.make_cfw_set import make_cfw_set
 
@@ -59,18 +69,14 @@ def _main(argv: list[str]) -> int:
   return 0 if train(given.config, given.run.workdir, export_only=given.run.export_only) else _STOPPED
 
 
-def _take_config(argv: list[str]) -> tuple[pathlib.Path, list[str]]:
-  """The value of --config, and the other arguments: it says what the others can be."""
+def _take_config(argv: list[str]) -> tuple[pathlib.Path | None, list[str]]:
+  """The value of --config, if it is given, and the other arguments: it says what the others can be."""
   for i, argument in enumerate(argv):
     if argument == "--config" and i + 1 < len(argv):
       return pathlib.Path(argv[i + 1]), argv[:i] + argv[i + 2 :]
     if argument.startswith("--config="):
       return pathlib.Path(argument.partition("=")[2]), argv[:i] + argv[i + 1 :]
-  if {"-h", "--help"} & set(argv):
-    print(f"usage: {PROG} --config configs/NAME.py --workdir DIR [--FIELD VALUE ...]")
-    print(f"All fields of a config: {PROG} --config configs/NAME.py --help")
-    raise SystemExit(0)
-  fail(PROG, "--config: name a file of configs/, say configs/stablesr_512.py")
+  return None, argv
 
 
 def load_config(name: pathlib.Path) -> Any:
@@ -95,14 +101,30 @@ def load_config(name: pathlib.Path) -> Any:
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
-    config = module.get_config()
-  except AttributeError as error:
-    raise UserError(f"{path}: {error}" if hasattr(module, "get_config") else f"{path}: has no get_config()") from error
-  except (TypeError, ImportError, SyntaxError, ValueError) as error:
-    raise UserError(f"{path}: {error}") from error
+    get_config = getattr(module, "get_config", None)
+    config = get_config and get_config()
+  except (Exception, SystemExit) as error:  # It may do anything.
+    raise UserError(_recipe_error(path, error)) from error
+  if get_config is None:
+    raise UserError(f"{path}: has no get_config()")
   if not isinstance(config, TrainConfig):
     raise UserError(f"{path}: get_config() must return a TrainConfig, not {type(config).__name__}")
   return config
+
+
+def _recipe_error(path: pathlib.Path, error: BaseException) -> str:
+  """One line for an error in a recipe: where in it, or in another of the same folder, and what."""
+  frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_beside(frame.filename, path)]
+  where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else str(path)
+  if isinstance(error, SyntaxError) and error.filename:
+    return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
+  if isinstance(error, UserError):
+    return f"{where}: {error}"
+  return f"{where}: {type(error).__name__}: {first_line(error)}"
+
+
+def _is_beside(filename: str, path: pathlib.Path) -> bool:
+  return pathlib.Path(filename).resolve().parent == path.resolve().parent
 
 
 def _arguments_of(config: Any) -> type:
@@ -122,3 +144,7 @@ def _arguments_of(config: Any) -> type:
     frozen=True,
     namespace={"__doc__": "Trains a stage. Every field of the config can be given here in its place."},
   )
+
+
+if __name__ == "__main__":  # the data pipeline's worker processes import this file
+  sys.exit(main(prog="python -m stablesr_jax.cli.train"))

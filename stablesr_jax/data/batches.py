@@ -173,7 +173,7 @@ class _Sampler:
         if found.sample is not None:
           return {**_ready(found, self._config), "bad": tuple(bad)}
         hr, lr = _decode(found, self._config)
-      except ValueError as error:
+      except UserError as error:
         self._known_bad[k, candidate] = line = str(error)
         bad.append(line)
         continue

@@ -59,7 +59,7 @@ def pack_images(
         height, width = decode_image(data, str(path)).rgb.shape[:2]
         if min(height, width) < min_side:
           raise UserError(f"{path}: {width}x{height} is below {min_side} pixels")
-      except (OSError, ValueError) as error:
+      except (OSError, UserError) as error:
         skipped[str(path)] = str(error).removeprefix(f"{path}: ")
         continue
       writer.write(pack_record(name, data))

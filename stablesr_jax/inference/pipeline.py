@@ -86,6 +86,7 @@ class StableSR:
     cls,
     path: str | os.PathLike = EMBEDDED,
     *,
+    manifest: Manifest | None = None,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     devices: Sequence[Any] | None = None,
     tile_batch: int | None = None,
@@ -96,13 +97,14 @@ class StableSR:
     Args:
       path: a folder written by `convert_weights.py` or `train.py`; by default the small model that ships with the
         package.
+      manifest: What `read_manifest(path)` gave, if it was read already.
       precision: of the computation; "auto" is float32 on CPU and bfloat16 on GPU and TPU.
       devices: that share the work; by default all.
 
     Raises:
       UserError: the folder is no converted model, or lacks a part; one line that names it.
     """
-    manifest = read_manifest(path)
+    manifest = manifest or read_manifest(path)
     if precision == "auto":
       precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     mesh = data_mesh(devices)

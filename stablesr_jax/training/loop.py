@@ -38,7 +38,7 @@ STAGES = {
 }
 
 
-class Diverged(ValueError):
+class Diverged(UserError):
   """The loss or its gradient was not finite for too long."""
 
 
