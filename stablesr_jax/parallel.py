@@ -44,7 +44,7 @@ def start_devices() -> None:
   Raises:
     UserError: There are none.
   """
-  setting = jax.config.read("jax_platforms")
+  setting = os.environ.get("JAX_PLATFORMS")
   try:
     jax.devices()
   except (RuntimeError, AssertionError) as error:  # JAX asserts that there is one
