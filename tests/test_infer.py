@@ -161,7 +161,7 @@ def test_the_compile_cache_is_where_it_is_wanted(run, calls, tmp_path, monkeypat
   from stablesr_jax import compilation
 
   wanted = []
-  monkeypatch.setattr(compilation, "enable_cache", wanted.append)
+  monkeypatch.setattr(compilation, "enable_cache", lambda setting, _: wanted.append(setting))
   assert run(save(tmp_path / "photo.png"), tmp_path / "out.png", "--compile-cache", "somewhere") == 0
   assert wanted == ["somewhere"]
 
