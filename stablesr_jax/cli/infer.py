@@ -6,16 +6,18 @@ import math
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tqdm import tqdm
 
 from stablesr_jax.cli.common import parse, run, tell, warn
-from stablesr_jax.config import SamplingConfig
 from stablesr_jax.errors import UserError
 from stablesr_jax.image_io import read_image
 from stablesr_jax.inference.jobs import SEED, Job, Report, plan_jobs, run_jobs
+
+if TYPE_CHECKING:
+  from stablesr_jax.config import SamplingConfig
 
 _OUT_OF_MEMORY = "try a smaller --tile-batch or --autoencoder-tile"
 
@@ -153,7 +155,7 @@ class _Console(Report):
     self.exit_code = min(code, self.exit_code or code)
 
 
-def _sampling(arguments: Arguments, defaults: SamplingConfig) -> SamplingConfig:
+def _sampling(arguments: Arguments, defaults: "SamplingConfig") -> "SamplingConfig":
   """The model's sampling settings with those of the command line in their place."""
   given = {f.name: getattr(arguments, f.name, None) for f in dataclasses.fields(defaults)}
   return dataclasses.replace(defaults, **{name: value for name, value in given.items() if value is not None})

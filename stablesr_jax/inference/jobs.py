@@ -1,6 +1,6 @@
 """Restores picture files: one, or all in a folder and its folders.
 
-JAX is imported when the first picture is restored: wrong paths are told at once.
+What takes long to import is imported when the first picture is restored: wrong paths are told at once.
 """
 
 import dataclasses
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from stablesr_jax.config import SamplingConfig
 from stablesr_jax.errors import UserError
 from stablesr_jax.image_io import WRITABLE_SUFFIXES, Picture, list_images, read_image, write_image
 
 if TYPE_CHECKING:
+  from stablesr_jax.config import SamplingConfig
   from stablesr_jax.inference.pipeline import StableSR
 
 SEED = 42
@@ -72,7 +72,7 @@ def restore_folder(
   *,
   scale: float = 4.0,
   seed: int = SEED,
-  sampling: SamplingConfig | None = None,
+  sampling: "SamplingConfig | None" = None,
   overwrite: bool = False,
   report: Report | None = None,
 ) -> Summary:
@@ -143,7 +143,7 @@ def run_jobs(
   *,
   scale: float = 4.0,
   seed: int = SEED,
-  sampling: SamplingConfig | None = None,
+  sampling: "SamplingConfig | None" = None,
   report: Report | None = None,
 ) -> Summary:
   """Restores and writes one picture after the other; one that fails does not stop the others.
@@ -174,7 +174,7 @@ def restore(
   *,
   scale: float,
   seed: int,
-  sampling: SamplingConfig,
+  sampling: "SamplingConfig",
   progress: Callable[[int, int], None] | None = None,
 ) -> Picture:
   """Reads and restores one picture; its colour profile, EXIF and alpha are kept.
