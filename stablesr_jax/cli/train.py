@@ -47,8 +47,8 @@ def _main(argv: list[str], prog: str) -> int:
   if path is None:
     if not {"-h", "--help"} & set(argv):
       raise UserError("--config: name a file of configs/, say configs/stablesr_512.py")
-    print(f"usage: {prog} --config configs/NAME.py --workdir DIR [--FIELD VALUE ...]")
-    print(f"All fields of a config: {prog} --config configs/NAME.py --help")
+    print(f"usage: {prog} --config NAME|FILE.py --workdir DIR [--FIELD VALUE ...]")
+    print(f"All fields of a config: {prog} --config NAME|FILE.py --help")
     return 0
   arguments = _arguments_of(load_config(path))
   given: Any = parse(arguments, rest, prog)
