@@ -284,7 +284,7 @@ class SamplingConfig:
     return min(32, self.tile_size // 2) if self.tile_overlap is None else self.tile_overlap
 
   def require_within(self, diffusion: DiffusionConfig, field: str) -> None:
-    """Raises, where both are known, if sampling starts beyond the forward process; for `__post_init__` of the two."""
+    """Raises UserError, which calls `start_step` by the name `field`, if sampling starts beyond the forward process."""
     last = diffusion.steps - 1
     require(self.start_step <= last, field, self.start_step, f"must be at most {last}, the diffusion's last timestep")
 

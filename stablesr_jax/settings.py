@@ -41,7 +41,8 @@ _CHECKS = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 def settings(cls: type[T]) -> type[T]:
   """Makes a class a frozen dataclass whose values are checked when one is made.
 
-  Bounds are written as `Annotated` types; rules between fields belong into `__post_init__`, as calls of `require`.
+  Bounds are written as `Annotated` types, where an `AfterValidator` raises UserError with what the value must be. Rules
+  between fields belong into `__post_init__`, as calls of `require`.
 
   Raises:
     UserError: (of the class that is made) a value is missing, unknown, of another type or out of bounds; the message
@@ -56,28 +57,31 @@ def settings(cls: type[T]) -> type[T]:
       init(self, *args, **kwargs)
     except ValidationError as error:
       name, text = _explain(made, error)
-      raise UserError(f"{name.replace('_', '-')}{text}".lstrip()) from error
+      raise UserError(f"{_as_flag(name)}{text}".lstrip()) from error
 
   made.__init__ = checked
   return made
 
 
-class _BrokenRule(ValueError):
-  """A rule between the fields of one class does not hold."""
+class _BrokenRule(UserError):
+  """A rule between fields does not hold. Its parts are kept, for a place in a larger object to be put before them."""
 
   def __init__(self, field: str, value: Any, wanted: str):
-    super().__init__(wanted)
-    self.field, self.value = field, value
+    super().__init__(f"{_as_flag(field)}{_said(value, wanted)}")
+    self.field, self.value, self.wanted = field, value, wanted
 
 
 def require(ok: bool, field: str, value: Any, wanted: str) -> None:
-  """Raises, if a rule is not `ok`, an error that becomes "FIELD VALUE: WANTED"; for `__post_init__` alone.
+  """Checks a rule between fields, in `__post_init__` or where settings meet.
 
   Args:
     ok: whether the rule holds.
     field: the field to name, dotted where it is a nested one.
     value: its value.
     wanted: what it must be.
+
+  Raises:
+    UserError: it does not hold: "FIELD VALUE: WANTED".
   """
   if not ok:
     raise _BrokenRule(field, value, wanted)
@@ -89,7 +93,7 @@ def within(least: float, most: float = float("inf")) -> AfterValidator:
   def check(pair: tuple[float, float]) -> tuple[float, float]:
     if not least <= pair[0] <= pair[1] <= most:
       limits = f"at least {least}" if most == float("inf") else f"within {least} to {most}"
-      raise ValueError(f"must be (low, high), {limits}")
+      raise UserError(f"must be (low, high), {limits}")
     return pair
 
   return AfterValidator(check)
@@ -141,14 +145,24 @@ def _explain(cls: Any, errors: ValidationError) -> tuple[str, str]:
       *path, _ = path
       wanted = "must be " + " or ".join(str(e["loc"][-1]) for e in errors.errors() if list(e["loc"][:-1]) == path)
     case "value_error" if isinstance(cause, _BrokenRule):
-      path, value, wanted = [*path, cause.field], cause.value, str(cause)
-    case "value_error":
+      path, value, wanted = [*path, cause.field], cause.value, cause.wanted
+    case "value_error" if isinstance(cause, UserError):
       wanted = str(cause)
-  return _name(path), f" {textwrap.shorten(repr(value), 120, placeholder=' ...')}: {wanted}"
+    case "value_error" | "assertion_error" if cause is not None:  # a bug in a rule
+      raise cause
+  return _name(path), _said(value, wanted)
 
 
 def _name(path: list[int | str]) -> str:
   return ".".join(map(str, path))
+
+
+def _as_flag(name: str) -> str:
+  return name.replace("_", "-")
+
+
+def _said(value: Any, wanted: str) -> str:
+  return f" {textwrap.shorten(repr(value), 120, placeholder=' ...')}: {wanted}"
 
 
 def _class_at(cls: Any, path: list[int | str]) -> Any:

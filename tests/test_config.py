@@ -91,6 +91,8 @@ def test_sampling_starts_within_the_forward_process():
   with pytest.raises(UserError, match=f"^{message}"):
     Manifest("short", model)
   assert Manifest("short", model, SamplingConfig(start_step=499)).sampling.steps == 200
+  with pytest.raises(UserError, match="^start-step 999: must be at most 499, the diffusion's last timestep$"):
+    SamplingConfig().require_within(model.diffusion, "start_step")
 
 
 def test_the_overlap_of_tiles():

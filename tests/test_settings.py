@@ -133,6 +133,7 @@ def test_every_key_of_a_manifest(manifest):
     ('{"format": true, "name": "x", "architecture": {}}', "format True: must be a valid integer"),
     ('{"format": 2, "nothing": "as it was"}', "format 2 is not known to this version, which reads 1"),
     ('{"format": 1', "not valid JSON"),
+    ('{"format": 1, "name": 1%s}' % ("0" * 5000), "not valid JSON"),
     ("[]", "expected an object, found list"),
   ],
 )  # fmt: skip
@@ -185,13 +186,16 @@ def test_a_rule_in_a_nested_object_names_its_path():
     Inner(high=-1)
 
 
-def test_a_bug_in_a_rule_is_no_mistake_of_the_user():
+@pytest.mark.parametrize("bug", [KeyError, AssertionError, ValueError])
+def test_a_bug_in_a_rule_is_no_mistake_of_the_user(bug):
   @settings
   class Broken:
     value: int = 0
 
     def __post_init__(self):
-      raise KeyError("a bug")
+      raise bug("a bug")
 
-  with pytest.raises(KeyError, match="a bug"):
-    Broken()
+  for make in (Broken, lambda: from_json(Broken, {}, "file")):
+    with pytest.raises(bug, match="a bug") as error:
+      make()
+    assert not isinstance(error.value, UserError)

@@ -148,7 +148,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     raise UserError(f"{path}: {what}, not a converted model (make one with convert_weights.py)")
   try:
     values = json.loads(file.read_text())
-  except (UnicodeDecodeError, json.JSONDecodeError) as error:
+  except ValueError as error:
     raise UserError(f"{file}: not valid JSON ({error})") from error
   if not isinstance(values, dict):
     raise UserError(f"{file}: expected an object, found {type(values).__name__}")

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from stablesr_jax.errors import UserError
 from stablesr_jax.settings import Count, Fraction, NotNegative, require, settings, within
 
 Range = tuple[float, float]
@@ -12,13 +13,13 @@ Range = tuple[float, float]
 
 def _sums_to_one(probabilities: tuple[float, ...]) -> tuple[float, ...]:
   if abs(sum(probabilities) - 1) >= 1e-6:
-    raise ValueError("must sum to 1")
+    raise UserError("must sum to 1")
   return probabilities
 
 
 def _holds_one(pair: Range) -> Range:
   if not pair[0] <= 1 <= pair[1]:
-    raise ValueError("must hold 1")
+    raise UserError("must hold 1")
   return pair
 
 

@@ -199,9 +199,7 @@ class StableSR:
 
   def check(self, sampling: SamplingConfig) -> None:
     """Raises UserError if this model cannot do what the settings ask for."""
-    last = self.config.diffusion.steps - 1
-    if sampling.start_step > last:
-      raise UserError(f"start-step {sampling.start_step}: must be at most {last}, the diffusion's last timestep")
+    sampling.require_within(self.config.diffusion, "start_step")
     if sampling.fidelity_weight > 0 and not self._autoencoder_config.cfw:
       raise UserError(f"fidelity-weight {sampling.fidelity_weight}: this model has no CFW; only 0 is possible")
     for prompt in self._used_prompts(sampling):
