@@ -157,6 +157,9 @@ class _Console(Report):
 
 def _sampling(arguments: Arguments, defaults: "SamplingConfig") -> "SamplingConfig":
   """The model's sampling settings with those of the command line in their place."""
+  size, overlap = arguments.tile_size, arguments.tile_overlap
+  if size is not None and overlap is None and defaults.tile_overlap is not None and defaults.tile_overlap >= size:
+    defaults = dataclasses.replace(defaults, tile_overlap=None)  # the model's own is for larger tiles
   given = {f.name: getattr(arguments, f.name, None) for f in dataclasses.fields(defaults)}
   return dataclasses.replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
