@@ -1,15 +1,47 @@
-"""Test-wide settings."""
+"""Settings and fixtures of all tests."""
 
-import jax
+import os
+import pathlib
+
 import pytest
 
 
+def pytest_configure(config):
+  """Before the first test file imports JAX.
+
+  Nearly all of the default run's time is the compilation of programs that then run once: it takes half as long without
+  LLVM's optimisation. Full-size networks compute long enough to want it.
+  """
+  if config.option.markexpr != "full":
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+
+
 @pytest.fixture(scope="session", autouse=True)
-def compile_cache(tmp_path_factory, worker_id):
+def compile_cache(request, tmp_path_factory) -> pathlib.Path:
   """Many tests compile the same networks; each is compiled once in a run, whichever process needs it first."""
+  import jax  # after pytest_configure
+
   base = tmp_path_factory.getbasetemp()
-  run = base if worker_id == "master" else base.parent  # pytest-xdist gives each process a folder in the run's
+  # pytest-xdist gives each of its processes a folder in the run's.
+  run = base.parent if hasattr(request.config, "workerinput") else base
   jax.config.update("jax_compilation_cache_dir", str(run / "compiled"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
   # Shapes that broadcast by adding axes in front are a common slip.
   jax.config.update("jax_numpy_rank_promotion", "raise")
+  return run / "compiled"
+
+
+@pytest.fixture(scope="session")
+def model():
+  """The micro model, loaded; what its tests compiled is kept."""
+  from tests import micro
+
+  return micro.restorer(tile_batch=4)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory) -> pathlib.Path:
+  """The micro model in the converted format."""
+  from tests import micro
+
+  return micro.write(tmp_path_factory.mktemp("models") / "micro")

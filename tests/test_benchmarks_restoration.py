@@ -1,4 +1,4 @@
-"""What the benchmarks of restored photographs compute, with a tiny random model and made-up pictures."""
+"""What the benchmarks of restored photographs compute, with the micro model and made-up pictures."""
 
 import dataclasses
 import importlib.util
@@ -9,13 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stablesr_jax import SamplingConfig, StableSR
-from stablesr_jax import config as configs
-from stablesr_jax.checkpoints.store import NULL_PROMPT, Manifest
 from stablesr_jax.degradation import PRESETS
-from tests.tiny import photograph, random_params
-
-SAMPLING = SamplingConfig(steps=2, tile_size=16, tile_overlap=8, color_fix="wavelet")
+from tests.micro import SAMPLING, photograph
 
 
 def load(name: str):
@@ -27,15 +22,6 @@ def load(name: str):
 
 
 restoration, tile_edges = load("restoration"), load("tile_edges")
-
-
-@pytest.fixture(scope="module")
-def model() -> StableSR:
-  config = configs.tiny()
-  params = {part: random_params(config, part) for part in ("unet", "time_aware_encoder", "autoencoder")}
-  assert config.unet is not None
-  params[NULL_PROMPT] = np.zeros((77, config.unet.context_dim), np.float32)
-  return StableSR(Manifest("tiny", config, sampling=SAMPLING), params)
 
 
 @pytest.mark.parametrize(
@@ -69,24 +55,24 @@ def test_rows_and_tables(model, tmp_path):
   original = photograph(192, 192)
   degraded = np.asarray(Image.fromarray(original).resize((48, 48), Image.Resampling.BOX))
   pair = restoration.Pair("waves", original, np.stack([degraded] * 2))
-  methods = restoration.main_methods("tiny", model, SAMPLING)
+  methods = restoration.main_methods("micro", model, SAMPLING)
   rows = restoration.evaluate([pair], methods, 0, tmp_path)
-  assert [row["method"] for row in rows] == ["original", *["bicubic"] * 2, *["tiny w=1"] * 2, *["tiny w=0.5"] * 2]
+  assert [row["method"] for row in rows] == ["original", *["bicubic"] * 2, *["micro w=1"] * 2, *["micro w=0.5"] * 2]
   by_method = {row["method"]: row for row in rows}
   assert by_method["original"]["ssim"] == pytest.approx(1) and np.isinf(by_method["original"]["psnr"])
-  assert by_method["bicubic"]["psnr"] > 20 > by_method["tiny w=1"]["psnr"]
-  assert by_method["tiny w=1"]["psnr"] != by_method["tiny w=0.5"]["psnr"]
+  assert by_method["bicubic"]["psnr"] > 20 > by_method["micro w=1"]["psnr"]
+  assert by_method["micro w=1"]["psnr"] != by_method["micro w=0.5"]["psnr"]
   assert len(list(tmp_path.iterdir())) == 7
 
   lines = restoration.tables(rows).splitlines()
   assert lines[0] == "| | PSNR | SSIM | sharpness | NIQE |" and len(lines) == 6 + 1 + 6
-  assert lines[-1].startswith("| waves | tiny w=0.5 | ")
+  assert lines[-1].startswith("| waves | micro w=0.5 | ")
 
 
 def test_ablations_are_all_combinations_of_the_named_settings(model):
-  methods = restoration.ablations("tiny", model, SAMPLING, ["sampler", "steps"])
+  methods = restoration.ablations("micro", model, SAMPLING, ["sampler", "steps"])
   assert [method.name for method in methods] == [
-    f"tiny sampler {sampler}, steps {steps}" for sampler in ("ddim", "ddpm") for steps in (4, 20, 50, 200)
+    f"micro sampler {sampler}, steps {steps}" for sampler in ("ddim", "ddpm") for steps in (4, 20, 50, 200)
   ]
   wanted = dataclasses.replace(SAMPLING, sampler="ddpm", steps=200)
   assert methods[-1].sampling == wanted

@@ -6,13 +6,12 @@ import sys
 
 PROGRAM = """
 import jax, numpy as np
-from tests.test_restorer import tiny_model
-from tests.tiny import photograph
+from tests.micro import photograph, restorer
 from stablesr_jax.parallel import data_mesh
 
 assert jax.device_count() == 8
-image = photograph(40, 48)
-one, eight = tiny_model(mesh=data_mesh(jax.devices()[:1]), tile_batch=1), tiny_model()
+image = photograph(24, 24)
+one, eight = restorer(mesh=data_mesh(jax.devices()[:1]), tile_batch=1), restorer()
 spread = []
 predict = eight.denoiser._predict
 eight.denoiser._predict = lambda *args: spread.append(predict(*args)) or spread[-1]

@@ -1,4 +1,4 @@
-"""The command lines of `infer.py` and `convert_weights.py`, with a tiny random model."""
+"""The command lines of `infer.py` and `convert_weights.py`, with the micro model."""
 
 import dataclasses
 import functools
@@ -13,25 +13,11 @@ import pytest
 from PIL import Image, ImageCms
 
 from stablesr_jax import SamplingConfig, StableSR
-from stablesr_jax import config as configs
-from stablesr_jax.checkpoints.store import NULL_PROMPT, Manifest, ModelWriter, load_params, read_manifest
+from stablesr_jax.checkpoints.store import NULL_PROMPT, load_params, read_manifest
 from stablesr_jax.cli import convert, infer
-from tests.tiny import photograph, random_params
+from tests.micro import SAMPLING, photograph
 
-SAMPLING = SamplingConfig(steps=2, tile_size=16, tile_overlap=8)
 ARTIST = 0x013B
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> pathlib.Path:
-  folder = tmp_path_factory.mktemp("models") / "tiny"
-  config = configs.tiny()
-  writer = ModelWriter(folder)
-  for part in ("unet", "time_aware_encoder", "autoencoder"):
-    writer.write(part, random_params(config, part))
-  writer.write(NULL_PROMPT, {NULL_PROMPT: np.zeros((77, config.unet.context_dim), np.float32)})
-  writer.commit(Manifest("tiny", config, sampling=SAMPLING))
-  return folder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,10 +29,10 @@ def loaded_once():
 
 
 @pytest.fixture
-def run(model):
+def run(model_folder):
   """Calls `infer.py` in this process and returns its exit code; options that are not given have fast values."""
 
-  def call(source, target, *options, folder=model) -> int:
+  def call(source, target, *options, folder=model_folder) -> int:
     arguments = ["--input", source, "--output", target, "--model", folder, "--compile-cache", "off", *options]
     try:
       return infer.main([str(argument) for argument in arguments])
@@ -129,7 +115,9 @@ def test_what_is_not_given_is_the_models(run, calls, tmp_path):
 
 
 def test_every_option_arrives(run, calls, tmp_path, monkeypatch):
-  monkeypatch.setattr(StableSR, "check", lambda self, sampling: None)  # the tiny model has no text encoder
+  monkeypatch.setattr(StableSR, "check", lambda self, sampling: None)  # the micro model has no text encoder
+  load, loaded = StableSR.load, []
+  monkeypatch.setattr(StableSR, "load", lambda path, **options: loaded.append(options) or load(path, **options))
   wanted = SamplingConfig(
     sampler="ddim",
     steps=7,
@@ -151,8 +139,8 @@ def test_every_option_arrives(run, calls, tmp_path, monkeypatch):
   assert run(save(tmp_path / "photo.png"), tmp_path / "out.png", *options, *others) == 0
   [call] = calls
   assert call["sampling"] == wanted and call["scale"] == 2.5
-  assert call["model"].denoiser.tile_batch == 3 and call["model"]._autoencoder_tile == 256
-  assert call["model"]._compute.dtype == "bfloat16"
+  [options] = loaded
+  assert {"precision": "bfloat16", "tile_batch": 3, "autoencoder_tile": 256}.items() <= options.items()
   assert run(tmp_path / "photo.png", tmp_path / "out.png", "--seed", 8) == 0
   assert (jax.random.key_data(calls[1]["keys"][0]) != jax.random.key_data(call["keys"][0])).any()
 
@@ -346,28 +334,28 @@ def test_a_required_option_that_is_missing(capsys):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_a_model_folder_is_stored_in_another_dtype(model, tmp_path, capsys, dtype):
-  output = tmp_path / "small"
+def test_a_model_folder_is_stored_in_another_dtype(model_folder, tmp_path, capsys, dtype):
+  model, output = model_folder, tmp_path / "small"
   assert convert.main(["--input", str(model), "--output", str(output), "--dtype", dtype]) == 0
   before, after = read_manifest(model), read_manifest(output)
   assert after == dataclasses.replace(before, name="small", dtype=dtype)
   files = lambda folder: sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-  assert files(output) < 0.6 * files(model)
+  assert files(output) < 0.75 * files(model)  # names and shapes stay
   for part in ("unet", NULL_PROMPT):
     [old, new] = (load_params(folder, manifest, [part]) for folder, manifest in ((model, before), (output, after)))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.astype(dtype), b), old, new)
 
 
-def test_a_model_folder_that_cannot_be_stored(model, tmp_path, capsys):
+def test_a_model_folder_that_cannot_be_stored(model_folder, tmp_path, capsys):
   def error(source, target, *options) -> str:
     with pytest.raises(SystemExit, match="2"):
       convert.main(["--input", str(source), "--output", str(target), *options])
     return one_error(capsys, "convert_weights.py")
 
-  assert "is the input" in error(model, model)
-  assert "has its --prediction" in error(model, tmp_path / "new", "--prediction", "v")
+  assert "is the input" in error(model_folder, model_folder)
+  assert "has its --prediction" in error(model_folder, tmp_path / "new", "--prediction", "v")
   broken = tmp_path / "broken"
-  shutil.copytree(model, broken)
+  shutil.copytree(model_folder, broken)
   shutil.rmtree(broken / "unet")
   assert f"{broken / 'unet'}: " in error(broken, tmp_path / "new")
   assert not list(tmp_path.glob("*new*")) and not list(tmp_path.glob(".*"))

@@ -16,7 +16,7 @@ from stablesr_jax.checkpoints.tensor_file import sha256
 from stablesr_jax.cli import convert as command
 from stablesr_jax.config import ComputeConfig, LPIPSConfig
 from stablesr_jax.models.lpips import LPIPS, abstract_params
-from tests.tiny import photograph
+from tests.micro import photograph
 
 VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
 TAPS = (3, 8, 15, 22, 29)  # relu1_2, relu2_2, relu3_3, relu4_3, relu5_3 in torchvision's list

@@ -1,4 +1,4 @@
-"""The assembled system with a tiny random model: sizes, types, reproducibility, compilations, errors."""
+"""The assembled system with the micro model: sizes, types, reproducibility, compilations, errors."""
 
 import dataclasses
 
@@ -8,40 +8,21 @@ import pytest
 from PIL import Image
 
 from stablesr_jax import SamplingConfig, StableSR
-from stablesr_jax import config as configs
-from stablesr_jax.checkpoints.store import NULL_PROMPT, Manifest
-from tests.tiny import photograph, random_params
-
-SAMPLING = SamplingConfig(steps=2, tile_size=16, tile_overlap=8, color_fix="wavelet")
-
-
-def tiny_model(**options) -> StableSR:
-  config = configs.tiny()
-  params = {part: random_params(config, part) for part in ("unet", "time_aware_encoder", "autoencoder")}
-  params[NULL_PROMPT] = np.zeros((77, config.unet.context_dim), np.float32)
-  return StableSR(Manifest("tiny", config, sampling=SAMPLING), params, **options)
+from stablesr_jax.checkpoints.store import Manifest
+from stablesr_jax.config import TextEncoderConfig
+from tests import micro
+from tests.micro import SAMPLING, photograph
 
 
-@pytest.fixture(scope="module")
-def model() -> StableSR:
-  return tiny_model(tile_batch=4)
-
-
-def test_three_sizes_one_program(model):
-  for height, width in ((16, 16), (20, 31), (9, 40)):
-    result = model.upscale(photograph(height, width))
-    assert result.shape == (4 * height, 4 * width, 3) and result.dtype == np.uint8
+def test_sizes_and_scales_share_one_program(model):
+  for height, width, scale in ((16, 16, 4), (20, 31, 4), (9, 40, 3.3), (16, 16, 2), (16, 16, 1)):
+    result = model.upscale(photograph(height, width), scale=scale)
+    assert result.shape == (round(height * scale), round(width * scale), 3) and result.dtype == np.uint8
   assert model.denoiser.compilations == 1
 
 
-@pytest.mark.parametrize("scale", [1, 2, 3.3])
-def test_scale(model, scale):
-  result = model.upscale(photograph(20, 31), scale=scale)
-  assert result.shape == (round(20 * scale), round(31 * scale), 3)
-
-
 def test_the_result_keeps_the_low_frequencies_of_the_input(model):
-  image = photograph(24, 24)
+  image = photograph(16, 16)
   blocks = lambda pixels: np.asarray(Image.fromarray(pixels).resize((4, 4), Image.Resampling.BOX), float)
 
   def error(color_fix):
@@ -52,7 +33,7 @@ def test_the_result_keeps_the_low_frequencies_of_the_input(model):
 
 
 def test_kinds_of_image(model):
-  array = photograph(16, 20)
+  array = photograph(16, 16)
   from_array = model.upscale(array)
   from_pil = model.upscale(Image.fromarray(array))
   from_float = model.upscale(array.astype(np.float32) / 255)
@@ -76,33 +57,26 @@ def test_the_result_does_not_depend_on_batches(model):
     [alone] = model.upscale_batch([image], scale=4, keys=[key])
     np.testing.assert_allclose(alone, result, atol=1e-5)
   for batch in (1, 3):
-    [other] = tiny_model(tile_batch=batch).upscale_batch(images[:1], scale=4, keys=keys[:1])
+    [other] = micro.restorer(tile_batch=batch).upscale_batch(images[:1], scale=4, keys=keys[:1])
     np.testing.assert_allclose(other, together[0], atol=1e-4)
 
 
-def test_start_step_keeps_more_of_the_input(model):
-  image = photograph(16, 16)
-  enlarged = np.asarray(Image.fromarray(image).resize((64, 64), Image.Resampling.BICUBIC), float)
-  sampling = dataclasses.replace(SAMPLING, color_fix="none")
-  decoded = model.upscale(image, sampling=dataclasses.replace(sampling, start_step=5))
-  noisy = model.upscale(image, sampling=sampling)
-  assert decoded.shape == noisy.shape == enlarged.shape
-  assert (decoded != noisy).any()
-
-
-def test_guidance_changes_the_result_and_scale_one_is_no_guidance(model):
-  image = photograph(16, 16)
-  model._prompts["bad"] = jax.random.normal(jax.random.key(9), model._prompts[""].shape)
+def test_a_prompt_changes_the_result_where_guidance_asks_for_it(tmp_path):
+  text_encoder = TextEncoderConfig(width=micro.UNET.context_dim, layers=1, heads=2)
+  config = dataclasses.replace(micro.MODEL, text_encoder=text_encoder)
+  model, image = StableSR.load(micro.write(tmp_path / "with_text", config), tile_batch=4), photograph(16, 16)
   guided = dataclasses.replace(SAMPLING, negative_prompt="bad", guidance_scale=5.0)
-  assert (model.upscale(image, sampling=guided) != model.upscale(image)).any()
+  plain = model.upscale(image)
+  assert (model.upscale(image, sampling=guided) != plain).any()
+  assert (model.upscale(image, sampling=dataclasses.replace(SAMPLING, prompt="good")) != plain).any()
   unguided = dataclasses.replace(guided, guidance_scale=1.0)
-  np.testing.assert_array_equal(model.upscale(image, sampling=unguided), model.upscale(image))
+  np.testing.assert_array_equal(model.upscale(image, sampling=unguided), plain)
 
 
 def test_autoencoder_in_pieces_is_close_to_whole():
-  image = photograph(40, 48)
-  whole = tiny_model(autoencoder_tile=1024).upscale(image).astype(float)
-  pieces = tiny_model(autoencoder_tile=128).upscale(image).astype(float)
+  image = photograph(16, 32)
+  whole = micro.restorer(autoencoder_tile=1024).upscale(image).astype(float)
+  pieces = micro.restorer(autoencoder_tile=64).upscale(image).astype(float)
   assert (whole != pieces).any()
   # Each piece has its own GroupNorm statistics, which random weights make the most of.
   assert np.corrcoef(whole.ravel(), pieces.ravel())[0, 1] > 0.97
@@ -132,14 +106,13 @@ def test_bad_arguments(model, image, options, message):
 
 
 def test_a_model_that_lacks_a_part_is_named():
-  config = dataclasses.replace(configs.tiny(), time_aware_encoder=None)
+  config = dataclasses.replace(micro.MODEL, time_aware_encoder=None)
   with pytest.raises(ValueError, match="has no time aware encoder"):
     StableSR(Manifest("plain", config), {})
 
 
-def test_fidelity_weight_needs_cfw(model):
-  config = configs.tiny()
-  config = dataclasses.replace(config, autoencoder=dataclasses.replace(config.autoencoder, cfw=False))
-  plain = StableSR(Manifest("plain", config), model._params)
+def test_fidelity_weight_needs_cfw():
+  config = dataclasses.replace(micro.MODEL, autoencoder=dataclasses.replace(micro.AUTOENCODER, cfw=False))
+  plain = StableSR(Manifest("plain", config), micro.params(config))
   with pytest.raises(ValueError, match="no CFW"):
     plain.upscale(photograph(8, 8), sampling=SAMPLING)

@@ -15,19 +15,12 @@ from PIL import Image
 
 from stablesr_jax.checkpoints.store import NULL_PROMPT, Manifest, ModelWriter, load_params, read_manifest
 from stablesr_jax.cli import train as cli
-from stablesr_jax.config import (
-  AutoencoderConfig,
-  ComputeConfig,
-  DiffusionConfig,
-  DiscriminatorConfig,
-  ModelConfig,
-  SamplingConfig,
-  TimeAwareEncoderConfig,
-  UNetConfig,
-)
+from stablesr_jax.config import ComputeConfig, DiffusionConfig, DiscriminatorConfig, SamplingConfig
 from stablesr_jax.data import DataConfig, SourceConfig
+from stablesr_jax.data.batches import Batches
 from stablesr_jax.diffusion import objective, samplers
 from stablesr_jax.diffusion.schedule import signal_and_noise
+from stablesr_jax.models.components import modules
 from stablesr_jax.models.discriminator import PatchDiscriminator
 from stablesr_jax.models.kl_autoencoder import posterior
 from stablesr_jax.models.parameters import is_modulation, merge, split
@@ -49,18 +42,10 @@ from stablesr_jax.training.metric_writer import MetricWriter, means
 from stablesr_jax.training.model_export import export
 from stablesr_jax.training.stage import Export
 from stablesr_jax.training.stages.reconstruction import ReconstructionLoss
-from tests.tiny import photograph, random_params
+from tests import micro
+from tests.micro import photograph, random_params
 
-MICRO = ModelConfig(
-  unet=UNetConfig(
-    channels=8, channel_multipliers=(1,), blocks_per_level=1, head_channels=4, context_dim=8, norm_groups=2
-  ),
-  time_aware_encoder=TimeAwareEncoderConfig(channels=8, channel_multipliers=(1,), blocks_per_level=1, norm_groups=2),
-  autoencoder=AutoencoderConfig(
-    channels=8, channel_multipliers=(1, 1), blocks_per_level=1, attention=False, norm_groups=2, cfw=False
-  ),
-  text_encoder=None,
-)
+MICRO = dataclasses.replace(micro.MODEL, autoencoder=dataclasses.replace(micro.AUTOENCODER, cfw=False))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -221,14 +206,16 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(base):
 
 
 def test_the_moving_average(base):
+  """Fixed weights of the start's and every step's parameters, by decays of 1/10 and then of at most 0.15."""
   config = dataclasses.replace(base, optimizer=dataclasses.replace(base.optimizer, ema_decay=0.15))
-  scale = lambda params: np.asarray(params["tint"]["scale"])
-  average = scale(Tint().init(jax.random.key(1)))
-  for number, (state, _) in enumerate(steps_of(config, Tint(), 3)):
-    decay = min(0.15, (1 + number) / (10 + number))
-    average = decay * average + (1 - decay) * scale(state.params)
-    np.testing.assert_allclose(scale(state.ema), average, rtol=1e-6)
+  scale = lambda params: np.asarray(params["tint"]["scale"], np.float64)
+  states_of = [state for state, _ in steps_of(config, Tint(), 3)]
+  values = np.stack([scale(Tint().init(jax.random.key(1))), *(scale(state.params) for state in states_of)])
+  weights = [[0.1, 0.9, 0, 0], [0.015, 0.135, 0.85, 0], [0.00225, 0.02025, 0.1275, 0.85]]
+  for state, weight in zip(states_of, weights, strict=True):
+    np.testing.assert_allclose(scale(state.ema), np.array(weight) @ values, rtol=1e-6)
     assert state.averaged is state.ema
+  assert np.ptp(values, axis=0).min() > 1e-3
 
 
 def test_fsdp_divides_large_arrays_along_their_longest_axis(base):
@@ -290,12 +277,13 @@ def test_a_run_of_the_autoencoder_goes_on_to_the_bit_and_leaves_a_model(base, tm
   assert autoencoder is not None and manifests[0].architecture.unet is None
   assert autoencoder == dataclasses.replace(MICRO.autoencoder, scale_factor=autoencoder.scale_factor)
   # Latents times the factor have variance 1 on the batch that comes after training.
-  stage = loop.Autoencoder(base, data_mesh())
   data = loop.make_dataset(base.data, base.batch_size, process_index=0, process_count=1)
   data.set_state({"batches": base.steps})
   image = next(data)["hr"] / np.float32(127.5) - 1
   data.close()
-  mean, std = jax.jit(lambda params, image: posterior(stage._encode(params, image)))(params[0], image)
+  module = modules(manifests[0].architecture)["autoencoder"]
+  encode = lambda params, image: posterior(module.apply({"params": params}, image, method="encode")[0])
+  mean, std = jax.jit(encode)(params[0]["autoencoder"], image)
   spread = math.sqrt(np.var(mean) + np.mean(np.square(std)))
   assert autoencoder.scale_factor * spread == pytest.approx(1, rel=1e-3)
 
@@ -304,16 +292,15 @@ def test_sigterm_saves_the_step_and_the_same_call_goes_on(base, tint, tmp_path, 
   whole, stopped = tmp_path / "whole", tmp_path / "stopped"
   config = dataclasses.replace(base, steps=7, checkpoint_every=5, log_every=5)
   assert loop.train(dataclasses.replace(config, log_every=1), whole)
-  take = loop._to_devices
+  take, taken = Batches.__next__, []
 
-  def kill_at_three(batch, mesh):
-    kill_at_three.batches += 1
-    if kill_at_three.batches == 3:
+  def kill_at_three(batches):
+    taken.append(take(batches))
+    if len(taken) == 3:
       os.kill(os.getpid(), signal.SIGTERM)
-    return take(batch, mesh)
+    return taken[-1]
 
-  kill_at_three.batches = 0
-  monkeypatch.setattr(loop, "_to_devices", kill_at_three)
+  monkeypatch.setattr(Batches, "__next__", kill_at_three)
   before = signal.getsignal(signal.SIGTERM)
   assert not loop.train(config, stopped)
   assert signal.getsignal(signal.SIGTERM) is before
@@ -350,11 +337,11 @@ def test_export_only_writes_the_model_of_the_last_checkpoint(base, tint, tmp_pat
   assert len(losses(tmp_path)) == 2
 
 
-def test_a_batch_that_the_devices_cannot_divide_is_refused(base, tmp_path):
+def test_a_batch_that_the_devices_cannot_divide_is_refused(base, tmp_path, monkeypatch):
   optimizer = dataclasses.replace(base.optimizer, accumulation=2)
-  mesh: Any = jax.sharding.AbstractMesh((4,), ("data",))
+  monkeypatch.setattr(loop, "data_mesh", lambda: jax.sharding.AbstractMesh((4,), ("data",)))
   with pytest.raises(ValueError, match=r"batch-size 4: must be a multiple of 8 \(4 devices x accumulation 2\)"):
-    loop._check_batch(dataclasses.replace(base, optimizer=optimizer), mesh)
+    loop.train(dataclasses.replace(base, optimizer=optimizer), tmp_path / "run")
 
 
 def test_a_folder_takes_no_run_of_another_stage_or_architecture(base, tmp_path):
@@ -521,7 +508,9 @@ def test_neither_loss_reaches_the_others_parameters(judged):
   pull = jax.jit(jax.grad(lambda image: -jnp.mean(judge(params, image))))(image)
   np.testing.assert_allclose(of_image, 1 / image.size + 0.5 * value("adaptive_weight") * pull, rtol=1e-3, atol=1e-6)
   norm = lambda gradient: float(np.sqrt(np.sum(np.square(gradient))))
-  assert value("adaptive_weight") == pytest.approx(norm(np.full(image.shape, 1 / image.size)) / (norm(pull) + 1e-4))
+  assert value("adaptive_weight") == pytest.approx(
+    norm(np.full(image.shape, 1 / image.size)) / (norm(pull) + 1e-4), rel=1e-5
+  )
 
 
 def test_the_perceptual_distance_needs_weights():
@@ -538,6 +527,7 @@ def test_no_discriminator_is_trained_without_a_weight():
 
 CONFIG = """
 from stablesr_jax.data import DataConfig, SourceConfig
+from stablesr_jax.data.batches import Batches
 from stablesr_jax.training.config import TrainConfig
 from tests import test_training
 
@@ -630,9 +620,9 @@ def test_a_set_for_cfw_is_made_by_the_very_restorer(base, tmp_path):
 
   writer = ModelWriter(tmp_path / "restorer")
   writer.commit(Manifest("restorer", MICRO))
-  other = dataclasses.replace(MICRO, unet=dataclasses.replace(MICRO.unet, sft_hidden_channels=8))
+  other = dataclasses.replace(MICRO, unet=dataclasses.replace(MICRO.unet, sft_hidden_channels=16))
   config = dataclasses.replace(base, stage=CfwDataStage(), model=other, model_path=str(tmp_path / "restorer"))
-  with pytest.raises(ValueError, match="unet.sft_hidden_channels is 128, not 8$"):
+  with pytest.raises(ValueError, match="unet.sft_hidden_channels is 8, not 16$"):
     make_cfw_set(config, tmp_path / "set")
 
 
