@@ -5,7 +5,6 @@ import importlib
 from typing import Any
 
 from stablesr_jax.config import (
-  AutoencoderConfig,
   ComputeConfig,
   DiscriminatorConfig,
   ModelConfig,
@@ -22,40 +21,9 @@ from stablesr_jax.training.config import (
   TrainConfig,
   ValidationConfig,
 )
+from tests.micro import AUTOENCODER, MODEL, UNET
 
 CROP = 64
-
-MICRO = ModelConfig(
-  unet=UNetConfig(
-    channels=32,
-    channel_multipliers=(1, 2),
-    blocks_per_level=1,
-    attention_levels=(1,),
-    head_channels=32,
-    context_dim=16,
-    structure_channels=32,
-    sft_hidden_channels=32,
-    norm_groups=4,
-  ),
-  time_aware_encoder=TimeAwareEncoderConfig(
-    channels=16,
-    channel_multipliers=(1, 2),
-    blocks_per_level=1,
-    attention_levels=(1,),
-    out_channels=32,
-    norm_groups=4,
-  ),
-  autoencoder=AutoencoderConfig(
-    channels=16,
-    channel_multipliers=(1, 1, 1),
-    blocks_per_level=1,
-    attention=False,
-    norm_groups=4,
-    cfw_growth=4,
-    cfw_blocks=1,
-  ),
-  text_encoder=None,
-)
 
 # In the folder that train.py is run in.
 PAIRS = SourceConfig("pairs", ("pictures/hr",), ("pictures/lr",))
@@ -99,9 +67,9 @@ def _micro_stage(stage: Any) -> Any:
 
 
 def _micro_model(model: ModelConfig) -> ModelConfig:
-  autoencoder = model.autoencoder and dataclasses.replace(MICRO.autoencoder, cfw=model.autoencoder.cfw)
-  unet = model.unet and dataclasses.replace(MICRO.unet, conditioning=model.unet.conditioning)
-  return dataclasses.replace(MICRO, autoencoder=autoencoder, unet=unet, diffusion=model.diffusion)
+  autoencoder = model.autoencoder and dataclasses.replace(AUTOENCODER, cfw=model.autoencoder.cfw)
+  unet = model.unet and dataclasses.replace(UNET, conditioning=model.unet.conditioning)
+  return dataclasses.replace(MODEL, autoencoder=autoencoder, unet=unet, diffusion=model.diffusion)
 
 
 def _micro_data(data: DataConfig) -> DataConfig:
@@ -116,7 +84,7 @@ def restorer(source: SourceConfig = PAIRS, **changes: Any) -> TrainConfig:
     micro("tiny_restorer"), model_path="models/prior", optimizer=optimizer, steps=20, batch_size=8, checkpoint_every=20
   )
   data = dataclasses.replace(base.data, sources=(source,))
-  model = dataclasses.replace(base.model, diffusion=MICRO.diffusion)  # as models/prior predicts
+  model = dataclasses.replace(base.model, diffusion=MODEL.diffusion)  # as models/prior predicts
   return dataclasses.replace(base, data=data, model=model, validation=None, **changes)
 
 
@@ -125,10 +93,28 @@ CROPS = SourceConfig("pairs", ("crops/hr",), ("crops/lr",))
 
 def learned(stage: Any, **changes: Any) -> TrainConfig:
   """A run that learns four pictures by heart."""
-  unet = dataclasses.replace(MICRO.unet, channels=64, conditioning="sft")
-  model = dataclasses.replace(
-    MICRO, autoencoder=dataclasses.replace(MICRO.autoencoder, channels=32, cfw=False), unet=unet
+  # Two levels, and wide enough to learn.
+  unet = UNetConfig(
+    channels=64,
+    channel_multipliers=(1, 2),
+    blocks_per_level=1,
+    attention_levels=(1,),
+    head_channels=32,
+    context_dim=16,
+    structure_channels=32,
+    sft_hidden_channels=32,
+    norm_groups=4,
   )
+  encoder = TimeAwareEncoderConfig(
+    channels=16,
+    channel_multipliers=(1, 2),
+    blocks_per_level=1,
+    attention_levels=(1,),
+    out_channels=32,
+    norm_groups=4,
+  )
+  autoencoder = dataclasses.replace(AUTOENCODER, channels=32, norm_groups=4, cfw=False)
+  model = dataclasses.replace(MODEL, autoencoder=autoencoder, unet=unet, time_aware_encoder=encoder)
   data = DataConfig((CROPS,), crop_size=64, flips=False, prefetch=1)
   optimizer = OptimizerConfig(
     learning_rate=2e-3, schedule="cosine", warmup_steps=20, weight_decay=0.0, clip_norm=1.0, ema_decay=0.99

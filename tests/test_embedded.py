@@ -78,6 +78,19 @@ def test_it_does_not_blur(model):
   assert default > bicubic
 
 
+def test_a_later_start_keeps_more_of_the_input(model):
+  """The distance to the enlarged input grows with the timestep at which the noised input starts."""
+  degraded = Image.open(EXAMPLES / "degraded" / f"{next(iter(gallery.PARTS))}.png")
+  wanted = dataclasses.replace(model.manifest.sampling, steps=4, color_fix="none")
+  enlarged = np.asarray(degraded.resize((4 * degraded.width, 4 * degraded.height), Image.Resampling.BICUBIC), float)
+
+  def distance(start_step: int) -> float:
+    result = model.upscale(degraded, sampling=dataclasses.replace(wanted, start_step=start_step))
+    return np.abs(np.asarray(result, float) - enlarged).mean()
+
+  assert distance(100) < distance(500) < distance(999)
+
+
 def test_the_examples_are_its_results(model):
   """To a grey level on average: processors round differently."""
   name = next(iter(gallery.PARTS))

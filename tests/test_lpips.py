@@ -1,4 +1,4 @@
-"""LPIPS against an independent network of PyTorch's layers; its conversion, at full size."""
+"""LPIPS against an independent network of PyTorch's layers; its conversion, also at full size."""
 
 import collections
 import json
@@ -87,19 +87,19 @@ def quiet(*args, **kwargs):
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory):
-  """(reference, folder, manifest, report) at the true size."""
-  reference, folder = Reference(), tmp_path_factory.mktemp("lpips")
-  vgg16, heads = files(reference, folder)
-  manifest, lines = quiet([heads, vgg16], folder / "converted")
-  return reference, folder, manifest, lines
-
-
-@pytest.fixture(scope="module")
 def narrow(tmp_path_factory):
   """(reference, folder, its two files) at an eighth of the width."""
   reference, folder = Reference(divisor=8), tmp_path_factory.mktemp("narrow")
   return reference, folder, files(reference, folder)
+
+
+@pytest.fixture(scope="module", params=[8, pytest.param(1, marks=pytest.mark.full)], ids=["narrow", "full"])
+def converted(request, tmp_path_factory):
+  """(reference, folder, manifest, report, divisor of the width)"""
+  reference, folder = Reference(request.param), tmp_path_factory.mktemp("lpips")
+  vgg16, heads = files(reference, folder)
+  manifest, lines = quiet([heads, vgg16], folder / "converted")
+  return reference, folder, manifest, lines, request.param
 
 
 def pair(height: int, width: int, batch: int = 2) -> tuple[np.ndarray, np.ndarray]:
@@ -113,10 +113,9 @@ def to_torch(array: np.ndarray) -> torch.Tensor:
   return torch.from_numpy(np.moveaxis(array, -1, 1).copy())
 
 
-def test_the_converted_network_agrees_with_pytorch(full):
-  reference, folder, _, _ = full
+def test_the_converted_network_agrees_with_pytorch(converted):
+  reference, folder, *_ = converted
   module, params = load_lpips(folder / "converted")
-  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 14_714_688 + 1_472
   a, b = pair(48, 67)  # odd sizes are cut when pooled
   ours = jax.jit(module.apply)({"params": params}, a, b)
   assert ours.shape == (2,) and ours.dtype == jnp.float32
@@ -124,15 +123,15 @@ def test_the_converted_network_agrees_with_pytorch(full):
   assert ours[1] > ours[0] > 0
 
 
-def test_report_and_manifest(full):
-  _, folder, manifest, lines = full
+def test_report_and_manifest(converted):
+  _, folder, manifest, lines, divisor = converted
   assert lines[:2] == ["vgg16-397923af.pth: VGG16", "vgg.pth: LPIPS's linear heads"]
-  assert "lpips: 14.7 M parameters" in lines
+  assert f"lpips: {14.7 / divisor**2:.1f} M parameters" in lines
   [left_out] = [line for line in lines if "left out" in line]
   assert "left out 6 (VGG16's classifier, which LPIPS does not use)" in left_out
-  assert isinstance(manifest, LPIPSManifest) and manifest.lpips == LPIPSConfig()
+  assert isinstance(manifest, LPIPSManifest) and manifest.lpips == LPIPSConfig(64 // divisor)
   values = json.loads((folder / "converted/model.json").read_text())
-  assert values["lpips"] == {"width": 64}
+  assert values["lpips"] == {"width": 64 // divisor}
   digests = {source["file"]: source["sha256"] for source in values["sources"]}
   assert digests == {name: sha256(folder / name) for name in ("vgg16-397923af.pth", "vgg.pth")}
   assert not list(folder.glob(".*")), "leftovers"
@@ -204,6 +203,7 @@ def test_images_that_cannot_be_compared(distance):
 
 def test_full_size_shapes():
   tree = abstract_params(LPIPSConfig())
+  assert sum(leaf.size for leaf in jax.tree.leaves(tree)) == 14_714_688 + 1_472
   assert tree["stage_4"]["conv_2"]["kernel"].shape == (3, 3, 512, 512)
   assert [tree[f"head_{i}"]["kernel"].shape for i in range(5)] == [(c, 1) for c in (64, 128, 256, 512, 512)]
 
@@ -238,8 +238,8 @@ def test_other_mistakes(narrow, tmp_path):
   assert not (tmp_path / "lpips").exists() and not list(tmp_path.glob(".*"))
 
 
-def test_folders_are_not_mistaken(full, tmp_path):
-  _, folder, _, _ = full
+def test_folders_are_not_mistaken(converted, tmp_path):
+  _, folder, *_ = converted
   with pytest.raises(ValueError, match="an LPIPS network, not a StableSR model"):
     read_manifest(folder / "converted")
   with pytest.raises(ValueError, match="an LPIPS network, not a StableSR model"):

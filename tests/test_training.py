@@ -38,6 +38,7 @@ from stablesr_jax.training.config import (
   TrainConfig,
   ValidationConfig,
 )
+from stablesr_jax.training.logged import loss_by_band
 from stablesr_jax.training.metric_writer import MetricWriter, means
 from stablesr_jax.training.model_export import export
 from stablesr_jax.training.stage import Export
@@ -421,7 +422,7 @@ def test_what_is_to_be_predicted_gives_the_latent_back(prediction):
 
 def test_losses_are_told_apart_by_timestep():
   of = jnp.array([1.0, 2.0, 4.0, 8.0])
-  bands = objective.loss_by_band(DiffusionConfig(), of, jnp.array([0, 249, 250, 999]))
+  bands = loss_by_band(DiffusionConfig(), of, jnp.array([0, 249, 250, 999]))
   sums = {name: (float(total), float(count)) for name, (total, count) in bands.items()}
   assert sums == {
     "loss/t0-249": (3, 2),

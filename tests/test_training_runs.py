@@ -1,5 +1,6 @@
 """Runs of train.py: every recipe, several devices and processes, kills, and what a restorer learns. Micro networks."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -20,14 +21,14 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 from PIL import Image
 
-from stablesr_jax.checkpoints.store import NULL_PROMPT, Manifest, ModelWriter, load_params, read_manifest
-from stablesr_jax.cli.train import load_config
+from stablesr_jax.checkpoints.store import load_params, read_manifest
+from stablesr_jax.cli import train
 from stablesr_jax.data.cfw_set import read_sample, sample_paths
 from stablesr_jax.models.components import COMPONENTS
 from stablesr_jax.models.parameters import flat, is_cfw, is_modulation
 from stablesr_jax.training.config import AutoencoderStage, CfwDataStage, CfwStage, PriorStage, RestorerStage
-from tests import recipes
-from tests.tiny import photograph, random_params
+from tests import micro, recipes
+from tests.micro import photograph
 
 pytestmark = pytest.mark.training
 
@@ -47,8 +48,8 @@ def get_config():
 class Place:
   """A folder that train.py is run in. Its runs share what they compile."""
 
-  def __init__(self, folder: pathlib.Path):
-    self.folder = folder
+  def __init__(self, folder: pathlib.Path, compiled: pathlib.Path):
+    self.folder, self.compiled = folder, compiled
 
   def start(
     self, config: str, workdir: str, *flags: object, devices: int = 1, optimize: bool = False
@@ -57,20 +58,23 @@ class Place:
 
     Most runs take few steps: they are over sooner with programs that are compiled quickly than with fast ones.
     """
-    file = self.folder / f"{workdir.replace('/', '_')}.py"
-    file.write_text(CONFIG.format(config))
-    command = [sys.executable, ROOT / "train.py", "--config", file, "--workdir", workdir]
-    command += ["--compile-cache", "compiled", *flags]
+    command = [sys.executable, ROOT / "train.py", *self._arguments(config, workdir, *flags)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
     environment["XLA_FLAGS"] = "" if optimize else "--xla_backend_optimization_level=0"
-    (self.folder / workdir).mkdir(parents=True, exist_ok=True)
     log = (self.folder / workdir).with_suffix(".log").open("a")
     return subprocess.Popen(list(map(str, command)), cwd=self.folder, env=environment, stdout=log, stderr=log)
 
-  def run(self, *arguments: Any, **settings: Any) -> pathlib.Path:
-    """The folder of a run that ended well."""
-    self.wait(self.start(*arguments, **settings), arguments[1], 0)
-    return self.folder / arguments[1]
+  def run(self, config: str, workdir: str, *flags: object, **settings: Any) -> pathlib.Path:
+    """The folder of a run that ended well: in this process, or with `settings` in one of its own."""
+    if settings:
+      self.wait(self.start(config, workdir, *flags, **settings), workdir, 0)
+      return self.folder / workdir
+    arguments = list(map(str, self._arguments(config, workdir, *flags)))
+    with contextlib.chdir(self.folder), (self.folder / workdir).with_suffix(".log").open("a") as log:
+      with contextlib.redirect_stderr(log):
+        code = train.main(arguments)
+    assert code == 0, self.log(workdir)[-3000:]
+    return self.folder / workdir
 
   def wait(self, process: subprocess.Popen, workdir: str, code: int) -> None:
     try:
@@ -82,23 +86,24 @@ class Place:
   def log(self, workdir: str) -> str:
     return (self.folder / workdir).with_suffix(".log").read_text()
 
+  def _arguments(self, config: str, workdir: str, *flags: object) -> list[object]:
+    file = self.folder / f"{workdir.replace('/', '_')}.py"
+    file.write_text(CONFIG.format(config))
+    (self.folder / workdir).mkdir(parents=True, exist_ok=True)
+    return ["--config", file, "--workdir", workdir, "--compile-cache", self.compiled, *flags]
+
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, compile_cache):
   folder = tmp_path_factory.mktemp("training")
   for number in range(4):
     hr = Image.fromarray(np.roll(photograph(80, 96), 8 * number, axis=1))
     for name, image in (("hr", hr), ("lr", hr.resize((24, 20), Image.Resampling.BICUBIC))):
       (folder / "pictures" / name).mkdir(parents=True, exist_ok=True)
       image.save(folder / "pictures" / name / f"{number}.png")
-  unet = dataclasses.replace(recipes.MICRO.unet, conditioning="none")
-  architecture = dataclasses.replace(recipes.MICRO, unet=unet, time_aware_encoder=None)
-  writer = ModelWriter(folder / "models" / "prior")
-  for part in ("unet", "autoencoder"):
-    writer.write(part, random_params(architecture, part))
-  writer.write(NULL_PROMPT, {NULL_PROMPT: np.zeros((77, unet.context_dim), np.float32)})
-  writer.commit(Manifest("prior", architecture))
-  return Place(folder)
+  unet = dataclasses.replace(micro.UNET, conditioning="none")
+  micro.write(folder / "models" / "prior", dataclasses.replace(micro.MODEL, unet=unet, time_aware_encoder=None))
+  return Place(folder, compile_cache)
 
 
 def metrics(folder: pathlib.Path, name: str = "loss") -> dict[int, float]:
@@ -190,7 +195,7 @@ def test_recipe(recipe, name):
 def test_every_recipe_names_its_own_command():
   for name in RECIPES:
     path = ROOT / "configs" / f"{name}.py"
-    load_config(path)
+    train.load_config(path)
     assert f"--config configs/{name}.py --workdir runs/{name}\n" in path.read_text()
 
 
@@ -301,7 +306,7 @@ def at_step(folder: pathlib.Path, step: int) -> Callable[[], bool]:
   return lambda: file.exists() and f'"step": {step},' in file.read_text()
 
 
-LONG = "restorer(steps=150, batch_size=4)"
+LONG = "restorer(steps=100, batch_size=4)"
 EVERY = ("--checkpoint-every", 7)
 
 
@@ -313,7 +318,7 @@ def uninterrupted(place):
 def test_a_killed_run_goes_on_to_the_bit(place, uninterrupted):
   rng, name = random.Random(4), "runs/killed"
   folder = place.folder / name
-  stops = [rng.randint(3, 25), rng.randint(30, 50), rng.randint(55, 75), rng.randint(80, 100)]
+  stops = [rng.randint(3, 15), rng.randint(18, 30), rng.randint(33, 45), rng.randint(48, 60)]
   for stop, kind in zip(stops, [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGTERM], strict=True):
     process = place.start(LONG, name, *EVERY)
     kill_when(process, at_step(folder, stop), kind)
@@ -327,7 +332,7 @@ def test_a_killed_run_goes_on_to_the_bit(place, uninterrupted):
     assert not (folder / "model").exists()
   place.run(LONG, name, *EVERY)
   assert metrics(folder) == metrics(uninterrupted)
-  assert list(metrics(folder)) == list(range(1, 151))
+  assert list(metrics(folder)) == list(range(1, 101))
   assert same(state_of(folder), state_of(uninterrupted))
   assert same(model_of(folder / "model"), model_of(uninterrupted / "model"))
 
@@ -339,7 +344,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(place):
   for process in processes:
     place.wait(process, name, STOPPED)
   last = max(metrics(place.folder / name))
-  assert checkpoints(place.folder / name) == [last] and 10 <= last < 150
+  assert checkpoints(place.folder / name) == [last] and 10 <= last < 100
 
 
 def test_all_that_is_trained_has_a_gradient(uninterrupted):
