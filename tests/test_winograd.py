@@ -14,7 +14,7 @@ from stablesr_jax.models import winograd
 from stablesr_jax.models.layers import conv, double
 from stablesr_jax.models.parameters import flat
 from stablesr_jax.parallel import data_mesh
-from tests.tiny import random_params
+from tests.micro import random_params
 
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="filters are transformed for a CPU only")
 

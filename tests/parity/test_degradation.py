@@ -111,7 +111,7 @@ def measure(low: np.ndarray, clean: np.ndarray) -> dict[str, float]:
   }
 
 
-# Draws, and a Kolmogorov-Smirnov distance to the answers' 400 that chance alone exceeds less than once in a hundred times.
+# Draws, and a Kolmogorov-Smirnov distance to the answers' 400 that chance exceeds less than once in a hundred times.
 @pytest.fixture(scope="module", params=[(100, 0.22), pytest.param((400, 0.12), marks=pytest.mark.full)], ids=str)
 def drawn(request):
   draws, bound = request.param

@@ -6,8 +6,8 @@ import numpy as np
 from stablesr_jax.config import ComputeConfig
 from tests.reference_data import fidelity_weights, load, nhwc, relative_error, rms
 
-# Of the largest difference to the answer's RMS. Both sides are float32, and every processor sums in an order of its own:
-# 1.3e-5 was seen. bfloat16, the nearest thing to a mistake, is off by more than 1e-4.
+# Of the largest difference to the answer's RMS. Both sides are float32, and every processor sums in an order of its
+# own: 1.3e-5 was seen. bfloat16, the nearest thing to a mistake, is off by more than 1e-4.
 BOUND = 5e-5
 
 
