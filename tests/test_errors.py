@@ -117,6 +117,10 @@ def test_the_causes_of_a_wrong_recipe_are_shown_if_wanted(tmp_path, capsys, monk
     (PermissionError(errno.EACCES, "Permission denied", "/disk/file"), "/disk/file: Permission denied"),
     (OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
     (FileNotFoundError(errno.ENOENT, "No such file or directory", b"file"), "file: No such file or directory"),
+    (
+      ValueError("Error writing local file \"/disk/a\": Failed to write [os_error_code='28'] [x='']"),
+      "/disk/a: No space left on device",
+    ),
     (MemoryError(), "out of memory; buy some"),
     (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nBuffers:"), "out of memory; buy some"),
     (UserError("two\nlines"), "two lines"),

@@ -111,6 +111,10 @@ def explain(error: Exception, out_of_memory: str = "") -> str | None:
   if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
     return where + (error.strerror or type(error).__name__)
+  # TensorStore, which writes models and checkpoints, has the system's errors in the text of a ValueError.
+  if (code := re.search(r"\[os_error_code='(\d+)'\]", str(error))) and int(code[1]) in _SURROUNDINGS:
+    file = re.search(r'local file "([^"]+)"', str(error))
+    return (f"{file[1]}: " if file else "") + os.strerror(int(code[1]))
   return None
 
 
