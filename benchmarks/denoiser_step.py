@@ -22,8 +22,9 @@ from stablesr_jax import config as configs
 from stablesr_jax.config import ComputeConfig, DiffusionConfig
 from stablesr_jax.diffusion import samplers, schedule
 from stablesr_jax.inference.denoiser import Denoiser
+from stablesr_jax.models import winograd
 from stablesr_jax.models.components import abstract_params
-from stablesr_jax.parallel import data_mesh
+from stablesr_jax.parallel import data_mesh, for_devices, platform
 
 # Dense bfloat16 peaks in TFLOP/s, by a part of the device's name.
 PEAKS = {"H100": 989.4, "H200": 989.4, "A100": 312.0, "L4": 121.0, "RTX 4090": 165.2}
@@ -41,26 +42,26 @@ def random_params(config: configs.ModelConfig, part: str, dtype) -> dict:
 
 
 class Step:
-  """Our step for a batch of 64x64 tiles, as the restorer runs it."""
+  """Our step for a batch of 64x64 tiles, as the pipeline runs it. The params are donated."""
 
   def __init__(self, config: configs.ModelConfig, params: dict, compute: ComputeConfig, batch: int):
-    self._denoiser = Denoiser(config, params, compute, data_mesh(jax.devices()[:1]), batch)
-    self._denoiser.prepare(tile=64)
-    self._params = self._denoiser._params
+    mesh = data_mesh(jax.devices()[:1])
+    compute = for_devices(compute, mesh)
+    params = {part: winograd.prepare(tree, compute, donate=True) for part, tree in params.items()}
+    self._denoiser = Denoiser(config, params, compute, mesh, batch)
     steps = samplers.ddpm(DiffusionConfig(), schedule.respaced_timesteps(4))
     prompt = jnp.zeros((1, 77, config.unet.context_dim), compute.jax_dtype)
-    self._conditions = jax.block_until_ready(self._denoiser.condition(steps, prompt, 1.0))
+    conditions = jax.block_until_ready(self._denoiser.condition(steps, prompt, 1.0))
     keys = jax.random.split(jax.random.key(0))
-    self._x, self._lr = (jax.random.normal(key, (batch, 64, 64, 4)) for key in keys)
+    x, lr = (jax.random.normal(key, (batch, 64, 64, 4)) for key in keys)
+    self._args = (x, lr, 1, conditions)
 
   def __call__(self):
-    args = (self._params, self._x, self._lr, jnp.int32(1), self._conditions)
-    return jax.block_until_ready(self._denoiser._predict(*args))
+    return jax.block_until_ready(self._denoiser.predict(*self._args))
 
   def flops(self) -> float:
     """Of one call, as XLA counts them."""
-    args = (self._params, self._x, self._lr, jnp.int32(1), self._conditions)
-    return float(self._denoiser._predict.lower(*args).compile().cost_analysis()["flops"])
+    return float(self._denoiser.lower(*self._args).compile().cost_analysis()["flops"])
 
 
 def diffusers_step() -> Callable[[], object]:
@@ -153,7 +154,7 @@ def main() -> None:
   parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
   parser.add_argument("--repeats", type=int, default=5)
   args = parser.parse_args()
-  result = on_gpu(4 * args.repeats) if jax.default_backend() == "gpu" else on_cpu(args.repeats)
+  result = on_gpu(4 * args.repeats) if platform() == "gpu" else on_cpu(args.repeats)
   if args.json:
     with open(args.json, "w") as f:
       json.dump(result, f, indent=2)

@@ -24,11 +24,11 @@ from stablesr_jax.checkpoints.store import MANIFEST, NULL_PROMPT, Manifest
 from stablesr_jax.cli.train import load_config
 from stablesr_jax.models.components import abstract_params
 from stablesr_jax.models.parameters import is_cfw, is_modulation, split
-from stablesr_jax.parallel import batched, data_mesh, replicated
+from stablesr_jax.parallel import batched, data_mesh, for_devices, replicated
 from stablesr_jax.settings import to_json
 from stablesr_jax.training import state as states
 from stablesr_jax.training.config import CfwStage, TrainConfig
-from stablesr_jax.training.stages.cfw import Cfw
+from stablesr_jax.training.stages.cfw import CfwTrainer
 from stablesr_jax.training.stages.restorer import RestorerTrainer
 
 
@@ -64,7 +64,7 @@ def main() -> None:
 def measure(config: TrainConfig, mesh: jax.sharding.Mesh, batch: int, remat: bool) -> dict[str, Any]:
   """Compiles a step of `batch` samples on each device. Bytes are of one device, in GiB; counts in millions."""
   optimizer = dataclasses.replace(config.optimizer, accumulation=1)
-  compute = dataclasses.replace(config.compute, remat=remat)
+  compute = for_devices(dataclasses.replace(config.compute, remat=remat), mesh)
   config = dataclasses.replace(config, optimizer=optimizer, compute=compute, batch_size=batch * mesh.size)
   with tempfile.TemporaryDirectory() as folder:
     stage, frozen = _stage(config, mesh, pathlib.Path(folder))
@@ -109,7 +109,7 @@ def _stage(config: TrainConfig, mesh: jax.sharding.Mesh, folder: pathlib.Path) -
   if isinstance(config.stage, CfwStage):
     config = dataclasses.replace(config, stage=dataclasses.replace(config.stage, perceptual_weight=0.0))
     frozen = {"autoencoder": split(shapes("autoencoder"), is_cfw)[1]}
-    return Cfw(config, mesh), _half(frozen)
+    return CfwTrainer(config, mesh), _half(frozen)
   assert config.model.unet is not None
   prompt = jax.ShapeDtypeStruct((77, config.model.unet.context_dim), np.float32)
   unet = split(shapes("unet"), is_modulation)[1]

@@ -8,25 +8,26 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import platformdirs
 
+from stablesr_jax.config import Platform
+
 # XLA's CPU backend hands matrix products, reductions and convolutions to a kernel library. Its convolutions are slower
 # than XLA's own (twice, on the UNet's smaller scales), so it is given the others only.
 # Its default order of operations keeps up to 2.4 GB of intermediate results in a denoising step, this one 0.1 GB; it is
 # also faster, as fewer new pages are touched.
-_CPU: dict[str, Any] = {
+_CPU: dict[str, bool | str] = {
   "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
   "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
 }
 
 
-def compiler_options() -> dict[str, Any]:
-  """Options for `jax.jit(..., compiler_options=...)` of the large networks on the default backend."""
-  return dict(_CPU) if jax.default_backend() == "cpu" and _are_known() else {}
+def compiler_options(platform: Platform | None) -> dict[str, bool | str]:
+  """The options for `jax.jit(..., compiler_options=...)` of the large networks on a kind of device."""
+  return dict(_CPU) if platform == "cpu" and _are_known() else {}
 
 
 @functools.cache

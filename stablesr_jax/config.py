@@ -14,6 +14,7 @@ from stablesr_jax.settings import Count, Fraction, Natural, NotNegative, Positiv
 Conditioning = Literal["sft", "add", "none"]
 Prediction = Literal["eps", "v"]
 AttentionImplementation = Literal["auto", "cudnn", "xla", "chunked"]
+Platform = Literal["cpu", "gpu", "tpu"]
 
 _Multipliers = Annotated[tuple[Count, ...], Field(min_length=1)]
 """Width of each level, times `channels`."""
@@ -41,11 +42,14 @@ class ComputeConfig:
     attention: "cudnn" (flash attention on GPU), "xla" (scores in memory), "chunked" (scores of a few queries at a
       time), or "auto": cudnn where it can run, otherwise chunked.
     remat: recompute each block's activations in the backward pass instead of keeping them (training).
+    platform: The kind of device that computes. None is filled in from the devices (`parallel.for_devices`); networks
+      that are made with None take the ways that run everywhere.
   """
 
   dtype: Literal["float32", "bfloat16"] = "float32"
   attention: AttentionImplementation = "auto"
   remat: bool = False
+  platform: Platform | None = None
 
   @property
   def jax_dtype(self):

@@ -1,12 +1,15 @@
-"""The mesh of devices and how arrays lie on it."""
+"""The mesh of devices, of what kind they are, and how arrays lie on it."""
 
+import dataclasses
 import os
 import re
+import typing
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
+from stablesr_jax.config import ComputeConfig, Platform
 from stablesr_jax.errors import UserError, first_line
 
 # What tells a process that it is one of several, for clusters where JAX finds out the rest by itself.
@@ -58,6 +61,24 @@ def data_mesh(devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
   """All devices (of all hosts), or the given ones, along one axis "data"."""
   devices = jax.devices() if devices is None else list(devices)
   return jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
+
+
+def platform(mesh: jax.sharding.Mesh | None = None) -> Platform:
+  """The kind of a mesh's devices, by default of JAX's default devices. Nothing else asks for it.
+
+  Raises:
+    UserError: The devices are neither CPUs nor GPUs nor TPUs.
+  """
+  device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+  for known in typing.get_args(Platform):
+    if device.platform == known:
+      return known
+  raise UserError(f"devices of platform {device.platform!r}: expected {', '.join(typing.get_args(Platform))}")
+
+
+def for_devices(compute: ComputeConfig, mesh: jax.sharding.Mesh) -> ComputeConfig:
+  """The settings with the mesh's platform in them, unless they name one."""
+  return dataclasses.replace(compute, platform=compute.platform or platform(mesh))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> jax.NamedSharding:

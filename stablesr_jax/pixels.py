@@ -1,10 +1,18 @@
-"""Resizing by weighted sums of a fixed number of source pixels, so that the size may be drawn in a compiled program."""
+"""Arithmetic on pixels: kinds of values, padding, resizing.
 
+Resizing is by weighted sums of a fixed number of source pixels, so that the size may be drawn in a compiled program.
+"""
+
+import functools
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from stablesr_jax.errors import UserError
 
 # The order is that of a drawn mode's number.
 MODES = ("area", "bilinear", "bicubic")
@@ -74,9 +82,9 @@ def axis_taps(mode, source, target, step, length: int, count: int) -> Taps:
     return first, jnp.where(first + tap < end, 1.0 / (end - first), 0.0)
 
   def bilinear():
-    at = jnp.maximum(centre, 0.0)
-    first = jnp.floor(at)
-    return first.astype(jnp.int32), jnp.maximum(1 - jnp.abs(at - first - tap), 0.0)
+    position = jnp.maximum(centre, 0.0)
+    first = jnp.floor(position)
+    return first.astype(jnp.int32), jnp.maximum(1 - jnp.abs(position - first - tap), 0.0)
 
   def bicubic():
     first = jnp.floor(centre) - 1
@@ -92,12 +100,65 @@ def _cubic(distance: jax.Array, a: float = -0.75) -> jax.Array:
   return jnp.where(distance <= 1, near, jnp.where(distance < 2, far, 0.0))
 
 
+@functools.partial(jax.jit, static_argnames="size")
 def enlarge(low: jax.Array, size: tuple[int, ...]) -> jax.Array:
-  """(B, h, w, 3) in [0, 1] -> (B, *size, 3) in [0, 1], bicubic."""
-  planes = resize(jnp.moveaxis(low, -1, 1), size[0], size[1], "bicubic")
-  return jnp.clip(jnp.moveaxis(planes, 1, -1), 0, 1)
+  """(..., h, w, 3) in [0, 1] -> (..., *size, 3) in [0, 1], bicubic."""
+  planes = resize(jnp.moveaxis(low, -1, -3), size[0], size[1], "bicubic")
+  return jnp.clip(jnp.moveaxis(planes, -3, -1), 0, 1)
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def shrink(image: jax.Array, size: tuple[int, ...]) -> jax.Array:
+  """(H, W, 3) in [0, 1] -> (*size, 3) in [0, 1], bicubic with antialiasing."""
+  return jnp.clip(jax.image.resize(image, (*size, 3), method="cubic", antialias=True), 0, 1)
+
+
+def fit(image: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """(H, W, 3) in [0, 1] -> (*size, 3) in [0, 1]: `shrink` if a side gets shorter, otherwise `enlarge`."""
+  shorter = size[0] < image.shape[0] or size[1] < image.shape[1]
+  return shrink(image, size) if shorter else enlarge(image, size)
+
+
+def pad_to_multiple(image: jax.Array, multiple: int) -> jax.Array:
+  """(H, W, C) -> its sides divisible by `multiple`: the bottom and the right are reflected."""
+  pad = [(0, -side % multiple) for side in image.shape[:2]]
+  return jnp.pad(image, [*pad, (0, 0)], mode="reflect")
 
 
 def to_unit(image: jax.Array) -> jax.Array:
   """[-1, 1] -> [0, 1], clipped."""
   return jnp.clip((image + 1) / 2, 0, 1)
+
+
+Pixels = TypeVar("Pixels", np.ndarray, jax.Array)
+Picture = TypeVar("Picture", np.ndarray, Image.Image)
+
+
+def to_uint8(image: Pixels) -> Pixels:
+  """[0, 1] -> uint8, clipped and rounded. NumPy's or JAX's arrays, of any shape."""
+  return (image.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def to_float(image: np.ndarray | Image.Image) -> np.ndarray:
+  """A PIL image (made RGB), uint8, or floats in [0, 1] -> float32 in [0, 1].
+
+  Raises:
+    UserError: The array has another dtype, or floats outside [0, 1].
+  """
+  if isinstance(image, Image.Image):
+    image = np.asarray(image.convert("RGB"))
+  image = np.asarray(image)
+  if image.dtype == np.uint8:
+    return image.astype(np.float32) / 255
+  if not np.issubdtype(image.dtype, np.floating):
+    raise UserError(f"image of {image.dtype}: expected uint8, or floats in [0, 1]")
+  if not (np.isfinite(image).all() and image.size and 0 <= image.min() and image.max() <= 1):
+    raise UserError("image of floats: expected values in [0, 1]")
+  return image.astype(np.float32)
+
+
+def like(pixels: np.ndarray, example: Picture) -> Picture:
+  """float32 (H, W, 3) in [0, 1] -> the kind that `example` is: PIL, uint8, or float32 as it is."""
+  if isinstance(example, Image.Image):
+    return Image.fromarray(to_uint8(pixels))
+  return to_uint8(pixels) if example.dtype == np.uint8 else pixels

@@ -13,8 +13,8 @@ assert jax.device_count() == 8
 image = photograph(24, 24)
 one, eight = restorer(mesh=data_mesh(jax.devices()[:1]), tile_batch=1), restorer()
 spread = []
-predict = eight.denoiser._predict
-eight.denoiser._predict = lambda *args: spread.append(predict(*args)) or spread[-1]
+predict = eight.denoiser.predict
+eight.denoiser.predict = lambda *args: spread.append(predict(*args)) or spread[-1]
 expected, result = one.upscale(image), eight.upscale(image)
 assert eight.denoiser.tile_batch == 8, eight.denoiser.tile_batch
 shapes = {shard.data.shape for tiles in spread for shard in tiles.addressable_shards}

@@ -12,6 +12,7 @@ from stablesr_jax.config import ComputeConfig, ModelConfig, stablesr_512
 from stablesr_jax.models.attention import attention
 from stablesr_jax.models.components import abstract_params, modules
 from stablesr_jax.models.parameters import flat
+from stablesr_jax.models.unet import FeedForward
 from tests import micro
 
 
@@ -66,7 +67,7 @@ def test_a_plain_unet_needs_no_structure():
 
 
 @pytest.mark.parametrize("implementation", ["xla", "chunked", "auto"])
-@pytest.mark.parametrize("queries, keys", [(64, 64), (37, 5), (2048, 2100)])
+@pytest.mark.parametrize("queries, keys", [(64, 64), (37, 5), (2053, 2100)])
 def test_attention_implementations_agree(implementation, queries, keys):
   q, k, v = (jax.random.normal(jax.random.key(i), (2, n, 3, 8)) for i, n in enumerate((queries, keys, keys)))
   heads_first = lambda x: np.asarray(x).swapaxes(1, 2)
@@ -74,6 +75,49 @@ def test_attention_implementations_agree(implementation, queries, keys):
   expected = heads_first(weights / weights.sum(-1, keepdims=True) @ heads_first(v))
   compute = ComputeConfig(attention=implementation)
   np.testing.assert_allclose(attention(q, k, v, compute), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+  "platform, dtype, channels, expected",
+  [
+    ("cpu", "float32", 64, "chunked"),
+    ("cpu", "bfloat16", 64, "chunked"),
+    ("gpu", "float32", 64, "chunked"),
+    ("gpu", "bfloat16", 64, "cudnn"),
+    ("gpu", "bfloat16", 512, "chunked"),
+    ("tpu", "bfloat16", 64, "chunked"),
+    (None, "bfloat16", 64, "chunked"),
+  ],
+)
+def test_the_platform_chooses_attention(monkeypatch, platform, dtype, channels, expected):
+  """Traced only, so that every platform's choice is seen on any machine. (cuDNN itself is not traced without one.)"""
+  called = []
+
+  def record(q, k, v, *, is_causal, implementation):
+    called.append(implementation)
+    return q
+
+  monkeypatch.setattr(jax.nn, "dot_product_attention", record)
+  compute = ComputeConfig(dtype=dtype, platform=platform)
+  q = jax.ShapeDtypeStruct((2, 64, 3, channels), dtype)
+  program = str(jax.make_jaxpr(lambda q, k, v: attention(q, k, v, compute))(q, q, q))
+  assert called == (["cudnn"] if expected == "cudnn" else [])
+  assert ("exp" in program) == (expected == "chunked")
+
+
+def test_only_a_cpu_takes_a_feed_forward_layer_in_parts():
+  x = jax.ShapeDtypeStruct((1, 1024, 8), jnp.float32)
+  for platform, products in (("cpu", 4), ("gpu", 2), ("tpu", 2), (None, 2)):
+    module = FeedForward(8, ComputeConfig(platform=platform))
+    params = jax.eval_shape(module.init, jax.random.key(0), x)
+    assert str(jax.make_jaxpr(module.apply)(params, x)).count("dot_general") == products
+
+
+def test_attention_to_many_keys_in_few_chunks():
+  """A number of queries that no chunk divides, as a prime one: the last chunk is filled up."""
+  q = jax.ShapeDtypeStruct((1, 4099, 1, 8), jnp.float32)
+  program = str(jax.make_jaxpr(lambda q: attention(q, q, q, ComputeConfig()))(q))
+  assert "length=9" in program and "length=4099" not in program
 
 
 def test_one_prompt_serves_a_batch():

@@ -18,8 +18,7 @@ from stablesr_jax.cli import train as cli
 from stablesr_jax.config import ComputeConfig, DiffusionConfig, DiscriminatorConfig, SamplingConfig
 from stablesr_jax.data import DataConfig, SourceConfig
 from stablesr_jax.data.batches import Batches
-from stablesr_jax.diffusion import objective, samplers
-from stablesr_jax.diffusion.schedule import signal_and_noise
+from stablesr_jax.diffusion import objective, samplers, schedule
 from stablesr_jax.models.components import modules
 from stablesr_jax.models.discriminator import PatchDiscriminator
 from stablesr_jax.models.kl_autoencoder import posterior
@@ -412,8 +411,9 @@ def test_what_is_to_be_predicted_gives_the_latent_back(prediction):
   rng = np.random.default_rng(0)
   x0, noise = (jnp.asarray(rng.standard_normal((3, 2, 2, 4)), jnp.float32) for _ in range(2))
   t = np.array([0, 500, 900], np.int32)
-  x, target = objective.noised(config, x0, noise, jnp.asarray(t))
-  signal_of, level = (table[t].reshape(3, 1, 1, 1) for table in signal_and_noise(config))
+  x = schedule.add_noise(config, x0, noise, jnp.asarray(t))
+  target = objective.prediction_target(config, x0, noise, jnp.asarray(t))
+  signal_of, level = schedule.coefficients(config, jnp.asarray(t), 4)
   np.testing.assert_allclose(x, signal_of * x0 + level * noise, rtol=1e-5)
   np.testing.assert_allclose(signal_of**2 + level**2, 1, rtol=1e-6)
   found = (x - level * target) / signal_of if prediction == "eps" else signal_of * x - level * target

@@ -5,15 +5,18 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from stablesr_jax import pixels
+from stablesr_jax import parallel, pixels
+from stablesr_jax.config import Platform
 from stablesr_jax.degradation import blur, jpeg, noise
 from stablesr_jax.degradation.settings import DegradationSettings, StageSettings
 from stablesr_jax.degradation.sharpen import unsharp_mask
 from stablesr_jax.errors import UserError
 
 
-@functools.partial(jax.jit, static_argnames="settings")
-def degrade(key: jax.Array, images: jax.Array, settings: DegradationSettings) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("settings", "platform"))
+def degrade(
+  key: jax.Array, images: jax.Array, settings: DegradationSettings, *, platform: Platform | None = None
+) -> jax.Array:
   """Draws a low-resolution image for each image.
 
   Every image has its own kernels, sizes, noise, qualities and order of operations, drawn from its own key, so what is
@@ -22,6 +25,7 @@ def degrade(key: jax.Array, images: jax.Array, settings: DegradationSettings) ->
   Args:
     key: one key, from which image i takes fold_in(key, i); or a key for each image, (B,).
     images: (B, H, W, 3) float32 in [0, 1]; sides are multiples of `settings.scale`.
+    platform: The kind of device that computes, by default JAX's default; changes how fast it goes, not what comes out.
 
   Returns:
     (B, H / scale, W / scale, 3) float32 in [0, 1].
@@ -29,11 +33,13 @@ def degrade(key: jax.Array, images: jax.Array, settings: DegradationSettings) ->
   Raises:
     UserError: the images have another shape.
   """
-  return degrade_pairs(key, images, settings)[1]
+  return degrade_pairs(key, images, settings, platform=platform)[1]
 
 
-@functools.partial(jax.jit, static_argnames="settings")
-def degrade_pairs(key: jax.Array, images: jax.Array, settings: DegradationSettings) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnames=("settings", "platform"))
+def degrade_pairs(
+  key: jax.Array, images: jax.Array, settings: DegradationSettings, *, platform: Platform | None = None
+) -> tuple[jax.Array, jax.Array]:
   """The training pairs (target, low-resolution image): `degrade` of the images, and what it should lead back to.
 
   The target is what was degraded, `sharpen` of the images, or where `settings.sharpen.target` is off the images.
@@ -43,7 +49,7 @@ def degrade_pairs(key: jax.Array, images: jax.Array, settings: DegradationSettin
     key = jax.random.wrap_key_data(key)
   keys = key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(images)))
   # On a CPU one image after the other, so that branches not taken cost nothing and small sizes get a smaller canvas.
-  on_cpu = jax.default_backend() == "cpu"
+  on_cpu = (platform or parallel.platform()) == "cpu"
 
   def pair(key, image):
     # Inside, channels come first: all that is costly works on the last two axes.

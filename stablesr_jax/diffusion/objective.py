@@ -1,22 +1,22 @@
-"""What the diffusion networks are trained on: noised latents and what to predict for them."""
+"""What the diffusion networks are trained to predict."""
 
-import jax
-import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer
 
 from stablesr_jax.config import DiffusionConfig
-from stablesr_jax.diffusion.schedule import q_sample, signal_and_noise
+from stablesr_jax.diffusion.schedule import coefficients
 
 
-def noised(config: DiffusionConfig, x0: jax.Array, noise: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """A step of the forward process, and what the network is to predict there.
+def prediction_target(
+  config: DiffusionConfig, x0: Float[Array, "b h w c"], noise: Float[Array, "b h w c"], t: Integer[Array, " b"]
+) -> Float[Array, "b h w c"]:
+  """The noise (eps-prediction), or the velocity sqrt(alpha) noise - sqrt(1 - alpha) x0 (v-prediction), float32.
 
   Args:
-    x0, noise: (B, h, w, 4) float32.
-    t: (B,) int32 in [0, config.steps).
-
-  Returns:
-    x_t, and the noise or v; each (B, h, w, 4) float32.
+    x0: Clean latents, float32.
+    noise: The noise that was added to them.
+    t: The timesteps, in [0, config.steps).
   """
-  signal, level = (jnp.asarray(table)[t][:, None, None, None] for table in signal_and_noise(config))
-  target = noise if config.prediction == "eps" else signal * noise - level * x0
-  return q_sample(x0, noise, signal, level), target
+  if config.prediction == "eps":
+    return noise
+  signal, noise_level = coefficients(config, t, x0.ndim)
+  return signal * noise - noise_level * x0

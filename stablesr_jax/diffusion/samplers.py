@@ -12,23 +12,27 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
 
 from stablesr_jax.config import DiffusionConfig, Prediction, SamplingConfig
-from stablesr_jax.diffusion.schedule import alphas_cumprod, respace, respaced_timesteps
+from stablesr_jax.diffusion.schedule import add_noise, alphas_cumprod, respace, respaced_timesteps
+
+Latent = Float[Array, "*b h w c"]
+Table = Any  # NumPy's array or JAX's
 
 
 class Steps(NamedTuple):
-  """The steps of a run in the order they are taken, noisiest first. Arrays are (S,) float32; timesteps int32."""
+  """The steps of a run in the order they are taken, noisiest first, or one of them. float32; timesteps int32."""
 
-  timesteps: Any
-  x0_from_x: Any
-  x0_from_prediction: Any
-  x_from_x0: Any
-  x_from_x: Any
-  x_from_noise: Any
+  timesteps: Int[Table, "*s"]
+  x0_from_x: Float[Table, "*s"]
+  x0_from_prediction: Float[Table, "*s"]
+  x_from_x0: Float[Table, "*s"]
+  x_from_x: Float[Table, "*s"]
+  x_from_noise: Float[Table, "*s"]
 
 
-def ddpm(config: DiffusionConfig, timesteps: np.ndarray) -> Steps:
+def ddpm(config: DiffusionConfig, timesteps: Int[np.ndarray, " s"]) -> Steps:
   """Ancestral sampling over `timesteps` (increasing); the last step adds no noise, and x0 is not clipped."""
   s = respace(config, timesteps)
   noise = np.exp(0.5 * s.posterior_log_variance) * (np.arange(len(timesteps)) > 0)
@@ -36,7 +40,7 @@ def ddpm(config: DiffusionConfig, timesteps: np.ndarray) -> Steps:
   return _in_order(timesteps, x, prediction, s.posterior_mean_x0, s.posterior_mean_x, noise)
 
 
-def ddim(config: DiffusionConfig, timesteps: np.ndarray, eta: float = 0.0) -> Steps:
+def ddim(config: DiffusionConfig, timesteps: Int[np.ndarray, " s"], eta: float = 0.0) -> Steps:
   """DDIM over `timesteps` (increasing), with the cumulative alphas of those timesteps.
 
   The last step leads to the first timestep of the forward process, not to x0.
@@ -59,43 +63,54 @@ def plan(diffusion: DiffusionConfig, sampling: SamplingConfig) -> Steps:
   return ddpm(diffusion, timesteps)
 
 
-def step(x: jax.Array, prediction: jax.Array, noise: jax.Array, at: Steps) -> jax.Array:
-  """One sampler step.
+def start(
+  diffusion: DiffusionConfig, sampling: SamplingConfig, lr_latents: PyTree[Latent], noise: PyTree[Latent]
+) -> tuple[PyTree[Latent], Steps]:
+  """Where sampling starts, the noised latents of LR images (any tree of arrays), and the steps from there."""
+  x = jax.tree.map(lambda x0, noise: add_noise(diffusion, x0, noise, sampling.start_step), lr_latents, noise)
+  return x, plan(diffusion, sampling)
+
+
+def step(x: Latent, prediction: Latent, noise: Latent, coefficients: Steps) -> Latent:
+  """Takes one sampler step.
 
   Args:
-    x, prediction, noise: (..., h, w, 4) float32; the latent, the network's output for it, standard normal noise.
-    at: one row of the steps, its fields scalars.
+    x: The latent, float32.
+    prediction: The network's output for it.
+    noise: Standard normal noise.
+    coefficients: One of the steps, its fields scalars.
 
   Returns:
     The latent at the next, less noisy timestep.
   """
-  x0 = at.x0_from_x * x + at.x0_from_prediction * prediction
-  return at.x_from_x0 * x0 + at.x_from_x * x + at.x_from_noise * noise
+  c = coefficients
+  x0 = c.x0_from_x * x + c.x0_from_prediction * prediction
+  return c.x_from_x0 * x0 + c.x_from_x * x + c.x_from_noise * noise
 
 
 def run(
   predict: Callable[[jax.Array, jax.Array], jax.Array],
-  x: jax.Array,
+  x: Latent,
   steps: Steps,
   noise: Callable[[jax.Array], jax.Array],
-) -> jax.Array:
-  """All steps in one compiled loop.
+) -> Latent:
+  """Takes all steps in one compiled loop.
 
   Args:
-    predict: the network's output for x (..., h, w, 4) at a timestep () int32.
-    x: the latent at the first, noisiest timestep.
-    noise: standard normal noise of x's shape for the step of that number () int32.
+    predict: The network's output for x at a timestep () int32.
+    x: The latent at the first, noisiest timestep.
+    noise: Gives standard normal noise of x's shape for the step of that number () int32.
   """
 
   def body(x: jax.Array, row: tuple[jax.Array, Steps]) -> tuple[jax.Array, None]:
-    number, at = row
-    return step(x, predict(x, at.timesteps), noise(number), at), None
+    number, coefficients = row
+    return step(x, predict(x, coefficients.timesteps), noise(number), coefficients), None
 
   return jax.lax.scan(body, x, (jnp.arange(len(steps.timesteps)), steps))[0]
 
 
-def guide(prediction: jax.Array, negative: jax.Array, scale: jax.Array | float) -> jax.Array:
-  """Classifier-free guidance (eq. 8): away from the negative prompt's prediction, `scale` 1 leaves `prediction`."""
+def classifier_free_guidance(prediction: Latent, negative: Latent, scale: Float[Array, ""] | float) -> Latent:
+  """Moves away from the negative prompt's prediction (eq. 8); a `scale` of 1 leaves `prediction`."""
   return negative + scale * (prediction - negative)
 
 
@@ -104,5 +119,5 @@ def _x0_coefficients(alpha_cumprod: np.ndarray, prediction: Prediction) -> tuple
   return (1 / signal, -noise / signal) if prediction == "eps" else (signal, -noise)
 
 
-def _in_order(timesteps: np.ndarray, *coefficients: np.ndarray) -> Steps:
+def _in_order(timesteps: Int[np.ndarray, " s"], *coefficients: np.ndarray) -> Steps:
   return Steps(timesteps[::-1].astype(np.int32), *(c[::-1].astype(np.float32) for c in coefficients))

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 
 def offsets(size: int, tile: int, overlap: int) -> list[int]:
@@ -22,14 +23,14 @@ def offsets(size: int, tile: int, overlap: int) -> list[int]:
   return [min(i * stride, size - tile) for i in range(count)]
 
 
-def grid(height: int, width: int, tile: int, overlap: int) -> np.ndarray:
-  """(T, 2) int32: top and left of every tile, row by row."""
+def grid(height: int, width: int, tile: int, overlap: int) -> Int[np.ndarray, "t 2"]:
+  """The top and left of every tile, int32, row by row."""
   rows, columns = offsets(height, tile, overlap), offsets(width, tile, overlap)
   return np.array([(y, x) for y in rows for x in columns], np.int32)
 
 
-def gaussian_weights(tile: int, variance: float = 0.01) -> np.ndarray:
-  """(tile, tile) float32, a Gaussian of `variance` in units of the side squared.
+def gaussian_weights(tile: int, variance: float = 0.01) -> Float[np.ndarray, "{tile} {tile}"]:
+  """A Gaussian of `variance` in units of the side squared, float32.
 
   Its middle is half a pixel low along y, as in the published weights.
   """
@@ -42,31 +43,43 @@ def gaussian_weights(tile: int, variance: float = 0.01) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames="tile")
-def split(canvas: jax.Array, starts: jax.Array, tile: int) -> jax.Array:
-  """canvas (H, W, C), starts (T, 2) -> tiles (T, tile, tile, C)."""
-  cut = lambda start: jax.lax.dynamic_slice(canvas, (start[0], start[1], 0), (tile, tile, canvas.shape[-1]))
-  return jax.vmap(cut)(starts)
+def split(
+  canvas: Float[Array, "h w c"], starts: Int[Array | np.ndarray, "t 2"], tile: int
+) -> Float[Array, "t {tile} {tile} c"]:
+  """The tiles of a canvas whose top and left are `starts`."""
+  return jax.vmap(lambda start: crop(canvas, start[0], start[1], tile, tile))(starts)
 
 
 @functools.partial(jax.jit, static_argnames=("height", "width"))
-def aggregate(tiles: jax.Array, starts: jax.Array, weights: jax.Array, *, height: int, width: int) -> jax.Array:
-  """The weighted average of tiles where they overlap.
+def crop(
+  image: Float[Array, "h w c"], y: int | jax.Array, x: int | jax.Array, height: int, width: int
+) -> Float[Array, "{height} {width} c"]:
+  """The part of an image whose top left corner is at (y, x)."""
+  return jax.lax.dynamic_slice(image, (y, x, 0), (height, width, image.shape[-1]))
 
-  Args:
-    tiles: (T, tile, tile, C). starts: (T, 2). weights: (tile, tile), positive.
 
-  Returns:
-    (height, width, C). Tiles are added in order, so the sum does not depend on how they were batched.
+@functools.partial(jax.jit, static_argnames=("height", "width"))
+def aggregate(
+  tiles: Float[Array, "t s s c"],
+  starts: Int[Array | np.ndarray, "t 2"],
+  weights: Float[Array | np.ndarray, "s s"],
+  *,
+  height: int,
+  width: int,
+) -> Float[Array, "{height} {width} c"]:
+  """The average of tiles where they overlap, with positive weights.
+
+  Tiles are added in order, so the sum does not depend on how they were batched.
   """
 
   def add(canvases, placed):
     tile, start = placed
 
-    def put(canvas, value):
-      at = (start[0], start[1], 0)
-      return jax.lax.dynamic_update_slice(canvas, jax.lax.dynamic_slice(canvas, at, value.shape) + value, at)
+    def put(canvas: jax.Array, value: jax.Array) -> jax.Array:
+      corner = (start[0], start[1], 0)
+      return jax.lax.dynamic_update_slice(canvas, jax.lax.dynamic_slice(canvas, corner, value.shape) + value, corner)
 
-    return (put(canvases[0], tile), put(canvases[1], weights[..., None])), None
+    return (put(canvases[0], tile), put(canvases[1], jnp.asarray(weights)[..., None])), None
 
   weighted = jax.vmap(lambda tile: tile * weights[..., None])(tiles)
   empty = (jnp.zeros((height, width, tiles.shape[-1]), tiles.dtype), jnp.zeros((height, width, 1), weights.dtype))
@@ -87,15 +100,15 @@ class Blend:
     self._total: np.ndarray | None = None
     self._norm = np.zeros((*self._shape, 1), np.float32)
 
-  def add(self, piece: jax.Array, y: int, x: int) -> None:
+  def add(self, piece: Float[Array, "h w c"], y: int, x: int) -> None:
     """Adds a piece (*sides, C) whose top left corner is at (y, x)."""
     if self._total is None:
       self._total = np.zeros((*self._shape, piece.shape[-1]), np.float32)
-    at = np.s_[y : y + piece.shape[0], x : x + piece.shape[1]]
-    self._total[at] += np.asarray(piece) * self._weights
-    self._norm[at] += self._weights
+    region = np.s_[y : y + piece.shape[0], x : x + piece.shape[1]]
+    self._total[region] += np.asarray(piece) * self._weights
+    self._norm[region] += self._weights
 
-  def result(self) -> jax.Array:
+  def result(self) -> Float[Array, "h w c"]:
     """(height, width, C), once all of it is covered."""
     assert self._total is not None
     return jnp.asarray(self._total / self._norm)

@@ -26,7 +26,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, compute: ComputeConfig, 
     k, v = (jnp.broadcast_to(a, (q.shape[0], *a.shape[1:])) for a in (k, v))
   implementation = compute.attention
   if implementation == "auto":
-    implementation = "cudnn" if _cudnn_can_run(q) else "chunked"
+    implementation = "cudnn" if _cudnn_can_run(q, compute) else "chunked"
   if implementation == "chunked" and not causal:
     return _chunked(q, k, v)
   return jax.nn.dot_product_attention(
@@ -34,10 +34,10 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, compute: ComputeConfig, 
   )
 
 
-def _cudnn_can_run(q: jax.Array) -> bool:
+def _cudnn_can_run(q: jax.Array, compute: ComputeConfig) -> bool:
   """Flash attention needs half precision and heads of at most 128 channels, a multiple of 8."""
   half = q.dtype in (jnp.bfloat16, jnp.float16)
-  return jax.default_backend() == "gpu" and half and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
+  return compute.platform == "gpu" and half and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
 
 
 def _chunked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -61,10 +61,11 @@ def _chunked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
       out = jnp.einsum("nm,md->nd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
       return (out / weights.sum(axis=1, keepdims=True)).astype(v.dtype)
 
-    chunk = max(1, min(n, _CHUNK_SCORES // m))
-    while n % chunk:
-      chunk -= 1
-    return jax.lax.map(queries, q.reshape(n // chunk, chunk, d)).reshape(n, d)
+    chunks = -(-n // max(1, _CHUNK_SCORES // m))
+    chunk = -(-n // chunks)
+    # The last chunk may have queries of zeros, whose answers are cut off.
+    padded = jnp.pad(q, ((0, chunks * chunk - n), (0, 0)))
+    return jax.lax.map(queries, padded.reshape(chunks, chunk, d)).reshape(-1, d)[:n]
 
   out = jax.lax.map(head, (q, k, v))
   return out.reshape(b, h, n, d).transpose(0, 2, 1, 3)

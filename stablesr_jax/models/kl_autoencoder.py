@@ -1,15 +1,17 @@
 """Stable Diffusion's KL autoencoder, its decoder optionally refined by controllable feature wrapping."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from stablesr_jax.config import AutoencoderConfig, ComputeConfig
 from stablesr_jax.models.attention import attention
 from stablesr_jax.models.feature_wrapping import ControllableFeatureWrapping
-from stablesr_jax.models.layers import Downsample, ResidualBlock, Upsample, conv, group_norm
+from stablesr_jax.models.layers import Conv, Downsample, ResidualBlock, Upsample, group_norm
 
 
 def residual_block(features: int, config: AutoencoderConfig, compute: ComputeConfig, name: str) -> ResidualBlock:
@@ -55,7 +57,7 @@ class Encoder(nn.Module):
   def __call__(self, image: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
     c, compute = self.config, self.compute
     last = len(c.channel_multipliers) - 1
-    h = conv(c.channels, compute, name="conv_in")(image)
+    h = Conv(c.channels, compute, name="conv_in")(image)
     features = []
     for level, multiplier in enumerate(c.channel_multipliers):
       for i in range(c.blocks_per_level):
@@ -66,8 +68,8 @@ class Encoder(nn.Module):
         h = Downsample(symmetric=False, compute=compute, name=f"downsample_{level}")(h)
     h = Middle(c, compute, name="middle")(h)
     h = nn.silu(group_norm(compute, groups=c.norm_groups, epsilon=1e-6, name="norm_out")(h))
-    h = conv(2 * c.latent_channels, compute, name="conv_out")(h)
-    return conv(2 * c.latent_channels, compute, size=1, name="quant")(h), features
+    h = Conv(2 * c.latent_channels, compute, name="conv_out")(h)
+    return Conv(2 * c.latent_channels, compute, size=1, name="quant")(h), features
 
 
 class Decoder(nn.Module):
@@ -80,8 +82,8 @@ class Decoder(nn.Module):
   ) -> jax.Array:
     c, compute = self.config, self.compute
     last = len(c.channel_multipliers) - 1
-    h = conv(c.latent_channels, compute, size=1, name="post_quant")(z)
-    h = conv(c.channels * c.channel_multipliers[-1], compute, name="conv_in")(h)
+    h = Conv(c.latent_channels, compute, size=1, name="post_quant")(z)
+    h = Conv(c.channels * c.channel_multipliers[-1], compute, name="conv_in")(h)
     h = Middle(c, compute, name="middle")(h)
     for level in reversed(range(last + 1)):
       for i in range(c.blocks_per_level + 1):
@@ -94,7 +96,7 @@ class Decoder(nn.Module):
         h = Upsample(compute, name=f"upsample_{level}")(h)
     # The last stage is float32: it writes the pixels.
     h = nn.silu(nn.GroupNorm(c.norm_groups, epsilon=1e-6, dtype=jnp.float32, name="norm_out")(h))
-    return conv(3, ComputeConfig(), name="conv_out")(h)
+    return Conv(3, dataclasses.replace(compute, dtype="float32"), name="conv_out")(h)
 
 
 class Autoencoder(nn.Module):
@@ -144,7 +146,13 @@ class Autoencoder(nn.Module):
     return self.decode(mean, features, 1.0)
 
 
-def posterior(moments: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Moments (..., 8) -> mean and standard deviation (..., 4); the log variance is kept in [-30, 20]."""
+def posterior(moments: Float[Array, "*b h w c2"]) -> tuple[Float[Array, "*b h w c"], Float[Array, "*b h w c"]]:
+  """The mean and the standard deviation that moments stand for; the log variance is kept in [-30, 20]."""
   mean, log_variance = jnp.split(moments, 2, axis=-1)
   return mean, jnp.exp(0.5 * jnp.clip(log_variance, -30.0, 20.0))
+
+
+def sample_posterior(moments: Float[Array, "*b h w c2"], noise: Float[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
+  """A sample of the posterior, unscaled, made of standard normal noise."""
+  mean, std = posterior(moments)
+  return mean + std * noise

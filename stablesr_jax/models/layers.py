@@ -5,21 +5,22 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
 
 from stablesr_jax.config import ComputeConfig
 from stablesr_jax.models import winograd
 from stablesr_jax.models.attention import attention
 
 
-def timestep_embedding(t: jax.Array, dim: int, max_period: float = 10000.0) -> jax.Array:
+def timestep_embedding(t: Shaped[Array, " b"], dim: int, max_period: float = 10000.0) -> Float[Array, "b {dim}"]:
   """Sinusoidal embedding of timesteps, cosines first.
 
   Args:
-    t: (B,) timesteps of the forward process, 0 to 999.
-    dim: width of the embedding, even.
+    t: The timesteps of the forward process, 0 to 999.
+    dim: The width of the embedding, even.
 
   Returns:
-    (B, dim) float32.
+    The embedding, float32.
   """
   frequencies = jnp.exp(-jnp.log(max_period) * jnp.arange(dim // 2, dtype=jnp.float32) / (dim // 2))
   angles = t.astype(jnp.float32)[:, None] * frequencies[None]
@@ -39,45 +40,45 @@ class TimeEmbedding(nn.Module):
     return nn.Dense(4 * self.channels, dtype=dtype, name="dense2")(nn.silu(h))
 
 
-class Conv(nn.Conv):
-  """A convolution, after nearest-neighbour enlargement by 2 if `enlarge`.
+class Conv(nn.Module):
+  """A convolution with PyTorch's symmetric padding, after nearest-neighbour upsampling by 2 if `upsample`.
 
-  Applied with a mutable collection "prepared", it puts its transformed filters there if they make it faster (see
-  `winograd`); applied with that collection, it uses them, and needs its kernel no more.
+  Parameters that `winograd.prepare` made have its filters in place of its kernel.
+
+  Attributes:
+    features: The number of output channels.
+    size: The sides of the kernel, odd.
+    kernel_init: The initializer of the kernel (size, size, C, features).
   """
 
-  enlarge: bool = False
+  features: int
+  compute: ComputeConfig = ComputeConfig()
+  size: int = 3
+  stride: int = 1
+  upsample: bool = False
+  kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
-  def __call__(self, inputs: jax.Array) -> jax.Array:
-    """(B, H, W, C) -> (B, H', W', features)."""
-    if self.has_variable("prepared", "filters"):
-      convolve = winograd.convolve_enlarged if self.enlarge else winograd.convolve
-      y = convolve(inputs, self.get_variable("prepared", "filters"))
-      return y + self.get_variable("params", "bias")[None, None, None]
-    x = double(inputs) if self.enlarge else inputs
-    y = super().__call__(x)
-    if self.is_mutable_collection("prepared") and not self.is_initializing():
-      if self.kernel_size == (3, 3) and self.strides == (1, 1) and winograd.pays(x, y):
-        kernel = self.get_variable("params", "kernel")
-        self.put_variable("prepared", "filters", winograd.transform(kernel, enlarge=self.enlarge))
-    return y
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+    if self.has_variable("params", "filters"):
+      convolve = winograd.convolve_upsampled if self.upsample else winograd.convolve
+      y = convolve(x, self.get_variable("params", "filters"))
+    else:
+      y = self._direct(x)
+    bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    return y + bias.astype(y.dtype)[None, None, None]
 
-
-def conv(
-  features: int, compute: ComputeConfig, *, size: int = 3, stride: int = 1, zero: bool = False, **kwargs
-) -> Conv:
-  """A convolution with PyTorch's symmetric padding; `zero` starts its kernel at zero."""
-  if zero:
-    kwargs["kernel_init"] = nn.initializers.zeros
-  pad = size // 2
-  return Conv(
-    features,
-    (size, size),
-    (stride, stride),
-    padding=((pad, pad), (pad, pad)),
-    dtype=compute.jax_dtype,
-    **kwargs,
-  )
+  def _direct(self, x: jax.Array) -> jax.Array:
+    kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
+    x, kernel = (a.astype(self.compute.jax_dtype) for a in (x, kernel))
+    pad = (self.size // 2, self.size // 2)
+    return jax.lax.conv_general_dilated(
+      upsample(x) if self.upsample else x,
+      kernel,
+      (self.stride, self.stride),
+      (pad, pad),
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
 def group_norm(compute: ComputeConfig, *, groups: int = 32, epsilon: float = 1e-5, **kwargs) -> nn.GroupNorm:
@@ -91,10 +92,10 @@ class ResidualBlock(nn.Module):
   The same block serves the UNet, the time-aware encoder, the autoencoder and CFW.
 
   Attributes:
-    features: output channels.
-    epsilon: of its norms; 1e-5 in the diffusion networks, 1e-6 in the autoencoder.
-    groups: of its norms.
-    modulate: applied to the residual branch's output before the skip is added (3.1).
+    features: The number of output channels.
+    epsilon: The epsilon of its norms: 1e-5 in the diffusion networks, 1e-6 in the autoencoder.
+    groups: The number of groups of its norms.
+    modulate: Makes the module that is applied to the residual branch's output before the skip is added (3.1).
   """
 
   features: int
@@ -108,23 +109,23 @@ class ResidualBlock(nn.Module):
     """x (B, H, W, C), time (B or 1, T) or None, structure (B, H, W, S) or None -> (B, H, W, features)."""
     compute = self.compute
     h = nn.silu(group_norm(compute, groups=self.groups, epsilon=self.epsilon, name="norm1")(x))
-    h = conv(self.features, compute, name="conv1")(h)
+    h = Conv(self.features, compute, name="conv1")(h)
     if time is not None:
       h += nn.Dense(self.features, dtype=compute.jax_dtype, name="time")(nn.silu(time))[:, None, None]
     h = nn.silu(group_norm(compute, groups=self.groups, epsilon=self.epsilon, name="norm2")(h))
-    h = conv(self.features, compute, zero=True, name="conv2")(h)
+    h = Conv(self.features, compute, kernel_init=nn.initializers.zeros, name="conv2")(h)
     if self.modulate is not None:
       h = self.modulate()(h, structure)
     if x.shape[-1] != self.features:
-      x = conv(self.features, compute, size=1, name="skip")(x)
+      x = Conv(self.features, compute, size=1, name="skip")(x)
     return x + h
 
 
 class Downsample(nn.Module):
-  """Halves the resolution with a strided convolution.
+  """Halves the resolution with a strided convolution. Networks name it "downsample_<level>", as `winograd` expects.
 
   Attributes:
-    symmetric: pad both sides (UNet) or the bottom and right only (autoencoder).
+    symmetric: Whether both sides are padded (UNet), or the bottom and right only (autoencoder).
   """
 
   symmetric: bool = True
@@ -137,17 +138,17 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-  """Doubles the resolution: nearest neighbour, then a convolution."""
+  """Doubles the resolution: nearest neighbour, then a convolution. Networks name it "upsample_<level>"."""
 
   compute: ComputeConfig = ComputeConfig()
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    return conv(x.shape[-1], self.compute, enlarge=True, name="conv")(x)
+    return Conv(x.shape[-1], self.compute, upsample=True, name="conv")(x)
 
 
-def double(x: jax.Array) -> jax.Array:
-  """Nearest-neighbour enlargement by 2: (B, H, W, C) -> (B, 2H, 2W, C)."""
+def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
+  """Nearest-neighbour upsampling by 2."""
   b, h, w, c = x.shape
   return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stablesr_jax.config import ComputeConfig, LPIPSConfig
-from stablesr_jax.models.layers import conv
+from stablesr_jax.models.layers import Conv
 
 # Of VGG16's five stages: how many convolutions each has, and how many times `width` channels.
 _CONVOLUTIONS = (2, 2, 3, 3, 3)
@@ -35,7 +35,7 @@ class VGGStage(nn.Module):
     # He's initialisation keeps the features of a random network, as in tests, at one size throughout.
     kernel_init = nn.initializers.he_normal()
     for i in range(self.convolutions):
-      x = nn.relu(conv(self.features, self.compute, kernel_init=kernel_init, name=f"conv_{i}")(x))
+      x = nn.relu(Conv(self.features, self.compute, kernel_init=kernel_init, name=f"conv_{i}")(x))
     return x
 
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stablesr_jax.config import ComputeConfig, RRDBNetConfig
-from stablesr_jax.models.layers import conv, double
+from stablesr_jax.models.layers import Conv, upsample
 
 
 def _leaky_relu(x: jax.Array) -> jax.Array:
@@ -22,8 +22,8 @@ class DenseBlock(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     h = x
     for i in range(1, 5):
-      h = jnp.concatenate([h, _leaky_relu(conv(self.growth, self.compute, name=f"conv{i}")(h))], axis=-1)
-    return x + 0.2 * conv(x.shape[-1], self.compute, name="conv5")(h)
+      h = jnp.concatenate([h, _leaky_relu(Conv(self.growth, self.compute, name=f"conv{i}")(h))], axis=-1)
+    return x + 0.2 * Conv(x.shape[-1], self.compute, name="conv5")(h)
 
 
 class RRDB(nn.Module):
@@ -50,12 +50,12 @@ class RRDBNet(nn.Module):
   def __call__(self, image: jax.Array) -> jax.Array:
     """(B, H, W, 3) in [0, 1] -> (B, 4H, 4W, 3) float32, about [0, 1], not clipped."""
     c = self.config
-    first = conv(c.features, self.compute, name="conv_first")(image)
+    first = Conv(c.features, self.compute, name="conv_first")(image)
     h = first
     for i in range(c.blocks):
       h = RRDB(c.growth, self.compute, name=f"body_{i}")(h)
-    h = first + conv(c.features, self.compute, name="conv_body")(h)
+    h = first + Conv(c.features, self.compute, name="conv_body")(h)
     for name in ("conv_up1", "conv_up2"):
-      h = _leaky_relu(conv(c.features, self.compute, name=name)(double(h)))
-    h = _leaky_relu(conv(c.features, self.compute, name="conv_hr")(h))
-    return conv(3, self.compute, name="conv_last")(h).astype(jnp.float32)
+      h = _leaky_relu(Conv(c.features, self.compute, name=name)(upsample(h)))
+    h = _leaky_relu(Conv(c.features, self.compute, name="conv_hr")(h))
+    return Conv(3, self.compute, name="conv_last")(h).astype(jnp.float32)

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 
 from stablesr_jax.config import ComputeConfig, UNetConfig
-from stablesr_jax.models.layers import conv, group_norm
+from stablesr_jax.models.layers import Conv, group_norm
 
 
 class SpatialFeatureTransform(nn.Module):
@@ -17,9 +17,9 @@ class SpatialFeatureTransform(nn.Module):
   @nn.compact
   def __call__(self, h: jax.Array, structure: jax.Array) -> jax.Array:
     """h (B, H, W, C), structure (B, H, W, S) -> (B, H, W, C)."""
-    shared = nn.relu(conv(self.hidden_channels, self.compute, name="shared")(structure))
-    gamma = conv(h.shape[-1], self.compute, zero=True, name="gamma")(shared)
-    beta = conv(h.shape[-1], self.compute, zero=True, name="beta")(shared)
+    shared = nn.relu(Conv(self.hidden_channels, self.compute, name="shared")(structure))
+    gamma = Conv(h.shape[-1], self.compute, kernel_init=nn.initializers.zeros, name="gamma")(shared)
+    beta = Conv(h.shape[-1], self.compute, kernel_init=nn.initializers.zeros, name="beta")(shared)
     return group_norm(self.compute, groups=self.norm_groups, name="norm")(h) * (1 + gamma) + beta
 
 
@@ -31,7 +31,7 @@ class Addition(nn.Module):
   @nn.compact
   def __call__(self, h: jax.Array, structure: jax.Array) -> jax.Array:
     """h (B, H, W, C), structure (B, H, W, S) -> (B, H, W, C)."""
-    return h + conv(h.shape[-1], self.compute, zero=True, name="project")(structure)
+    return h + Conv(h.shape[-1], self.compute, kernel_init=nn.initializers.zeros, name="project")(structure)
 
 
 def modulation(config: UNetConfig, compute: ComputeConfig):

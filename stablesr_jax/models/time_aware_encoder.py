@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 
 from stablesr_jax.config import ComputeConfig, TimeAwareEncoderConfig
-from stablesr_jax.models.layers import Downsample, ResidualBlock, SelfAttentionBlock, TimeEmbedding, conv
+from stablesr_jax.models.layers import Conv, Downsample, ResidualBlock, SelfAttentionBlock, TimeEmbedding
 
 
 class EncoderBlock(nn.Module):
@@ -39,7 +39,7 @@ class TimeAwareEncoder(nn.Module):
     levels = range(len(widths))
     if c.time_aware:
       self.time_embedding = TimeEmbedding(c.channels, compute)
-    self.conv_in = conv(c.channels, compute)
+    self.conv_in = Conv(c.channels, compute)
     self.down = [
       [block(i, c.heads if i in c.attention_levels else 0) for _ in range(c.blocks_per_level)] for i in levels
     ]

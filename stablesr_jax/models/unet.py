@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from stablesr_jax.config import ComputeConfig, UNetConfig
 from stablesr_jax.models.attention import attention
-from stablesr_jax.models.layers import Downsample, ResidualBlock, TimeEmbedding, Upsample, conv, group_norm
+from stablesr_jax.models.layers import Conv, Downsample, ResidualBlock, TimeEmbedding, Upsample, group_norm
 from stablesr_jax.models.sft import modulation
 
 # A CPU takes a feed-forward layer this many tokens at a time: widened features of more do not stay in its cache.
@@ -67,7 +67,7 @@ class FeedForward(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """(B, N, C) -> (B, N, C)."""
     n = x.shape[1]
-    if jax.default_backend() == "cpu" and n > _CPU_TOKENS and n % _CPU_TOKENS == 0:
+    if self.compute.platform == "cpu" and n > _CPU_TOKENS and n % _CPU_TOKENS == 0:
       return jnp.concatenate([self._tokens(part) for part in jnp.split(x, n // _CPU_TOKENS, axis=1)], axis=1)
     return self._tokens(x)
 
@@ -145,14 +145,14 @@ class UNet(nn.Module):
     block = lambda level, attend: unet_block(widths[level], attend, c, compute)
     levels = range(len(widths))
     self.time_embedding = TimeEmbedding(c.channels, compute)
-    self.conv_in = conv(c.channels, compute)
+    self.conv_in = Conv(c.channels, compute)
     self.down = [[block(i, i in c.attention_levels) for _ in range(c.blocks_per_level)] for i in levels]
     self.downsample = [Downsample(compute=compute) for _ in levels[:-1]]
     self.middle = [block(levels[-1], True), block(levels[-1], False)]
     self.up = [[block(i, i in c.attention_levels) for _ in range(c.blocks_per_level + 1)] for i in levels]
     self.upsample = [Upsample(compute) for _ in levels[1:]]  # upsample[i] leads from level i + 1 to level i
     self.norm_out = group_norm(compute, groups=c.norm_groups)
-    self.conv_out = conv(c.latent_channels, compute, zero=True)
+    self.conv_out = Conv(c.latent_channels, compute, kernel_init=nn.initializers.zeros)
 
   def _blocks(self) -> list[UNetBlock]:
     """All blocks in the order of computation."""

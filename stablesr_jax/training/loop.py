@@ -1,5 +1,6 @@
 """The training loop of all stages that train parameters. Reads from top to bottom."""
 
+import dataclasses
 import pathlib
 import sys
 import time
@@ -15,7 +16,7 @@ from stablesr_jax.data import make_dataset
 from stablesr_jax.errors import UserError
 from stablesr_jax.evaluation.metrics import psnr_y, ssim_y
 from stablesr_jax.models.parameters import merge
-from stablesr_jax.parallel import batched, data_mesh
+from stablesr_jax.parallel import batched, data_mesh, for_devices
 from stablesr_jax.training import state as states
 from stablesr_jax.training.checkpointing import Checkpoints, note_config
 from stablesr_jax.training.config import AutoencoderStage, CfwStage, PriorStage, RestorerStage, TrainConfig
@@ -56,6 +57,7 @@ def train(config: TrainConfig, folder: pathlib.Path, *, export_only: bool = Fals
     Diverged: the last steps changed nothing.
   """
   mesh = data_mesh()
+  config = dataclasses.replace(config, compute=for_devices(config.compute, mesh))
   _check_batch(config, mesh)
   process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
   data = make_dataset(config.data, config.batch_size, **process)

@@ -1,5 +1,6 @@
 """Makes the set that CFW is trained on (3.2), with the trained restorer, on all devices of all hosts."""
 
+import dataclasses
 import pathlib
 import sys
 from typing import Any
@@ -14,8 +15,8 @@ from stablesr_jax.data import make_dataset
 from stablesr_jax.data.cfw_set import sample_path, write_sample
 from stablesr_jax.degradation import degrade_pairs
 from stablesr_jax.errors import UserError
-from stablesr_jax.parallel import batched, data_mesh, replicated
-from stablesr_jax.pixels import enlarge
+from stablesr_jax.parallel import batched, data_mesh, for_devices, replicated
+from stablesr_jax.pixels import enlarge, to_uint8
 from stablesr_jax.training.checkpointing import note_config
 from stablesr_jax.training.config import CfwDataStage, TrainConfig
 from stablesr_jax.training.randomness import keys_for, sample_keys
@@ -38,6 +39,7 @@ def make_cfw_set(config: TrainConfig, folder: pathlib.Path) -> bool:
   mesh, count, size = data_mesh(), config.stage.count, config.batch_size
   if size % mesh.size:
     raise UserError(f"batch-size {size}: must be a multiple of {mesh.size}, the number of devices")
+  config = dataclasses.replace(config, compute=for_devices(config.compute, mesh))
   process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
   data = make_dataset(config.data, size, **process)
   stage = RestorerTrainer(config, mesh)
@@ -72,9 +74,11 @@ def _maker(stage: RestorerTrainer, config: TrainConfig, mesh: jax.sharding.Mesh)
   spec = jax.P("data")
 
   def degrade(keys: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    hr, low = degrade_pairs(keys_for(keys, 0), images.astype(np.float32) / 255, settings)
+    hr, low = degrade_pairs(
+      keys_for(keys, 0), images.astype(np.float32) / 255, settings, platform=config.compute.platform
+    )
     # CFW learns from what the files hold, and so does the restorer sample from it.
-    return _to_uint8(hr), _to_uint8(low)
+    return to_uint8(hr), to_uint8(low)
 
   degrade = jax.shard_map(degrade, mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False)
 
@@ -83,14 +87,14 @@ def _maker(stage: RestorerTrainer, config: TrainConfig, mesh: jax.sharding.Mesh)
     hr, low = degrade(keys, images)
     enlarged = enlarge(low.astype(np.float32) / 255, hr.shape[1:3]) * 2 - 1
     latent = stage.sample(params, frozen, enlarged, keys, config.sampling)
-    sample = _to_uint8(stage.latents.decode(frozen["autoencoder"], latent))
+    sample = to_uint8(stage.latents.decode(frozen["autoencoder"], latent))
     return {"hr": hr, "lr": low, "latent": latent, "sample": sample}
 
   return jax.jit(
     make,
     in_shardings=(replicated(mesh), replicated(mesh), batched(mesh), replicated(mesh)),
     out_shardings=batched(mesh),
-    compiler_options=compiler_options(),
+    compiler_options=compiler_options(config.compute.platform),
   )
 
 
@@ -101,10 +105,6 @@ def _missing_batches(folder: pathlib.Path, count: int, size: int) -> list[int]:
   if jax.process_count() > 1:
     missing = multihost_utils.broadcast_one_to_all(missing)
   return np.flatnonzero(missing).tolist()
-
-
-def _to_uint8(image: jax.Array) -> jax.Array:
-  return jax.numpy.round(jax.numpy.clip(image, 0, 1) * 255).astype(jax.numpy.uint8)
 
 
 def _local(array: jax.Array) -> np.ndarray:

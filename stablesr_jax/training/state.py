@@ -10,7 +10,7 @@ import optax
 
 from stablesr_jax.compilation import compiler_options
 from stablesr_jax.models.parameters import Params
-from stablesr_jax.parallel import batched, replicated
+from stablesr_jax.parallel import batched, platform, replicated
 from stablesr_jax.training.config import OptimizerConfig, TrainConfig
 from stablesr_jax.training.logged import Means
 from stablesr_jax.training.randomness import keys_for, sample_keys
@@ -140,5 +140,5 @@ def make_step(stage: TrainedStage, config: TrainConfig, mesh: jax.sharding.Mesh,
     donate_argnums=0,
     in_shardings=(state_shardings, replicated(mesh), batched(mesh)),
     out_shardings=(state_shardings, replicated(mesh)),
-    compiler_options=compiler_options(),
+    compiler_options=compiler_options(platform(mesh)),
   )

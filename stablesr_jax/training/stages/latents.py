@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from stablesr_jax.config import AutoencoderConfig, ComputeConfig
-from stablesr_jax.models.kl_autoencoder import Autoencoder, posterior
+from stablesr_jax.models.kl_autoencoder import Autoencoder, sample_posterior
 from stablesr_jax.models.parameters import Params, apply
 from stablesr_jax.pixels import to_unit
 from stablesr_jax.training.randomness import normal
@@ -20,8 +20,9 @@ class Latents:
 
   def encode(self, params: Params, image: jax.Array, keys: jax.Array) -> jax.Array:
     """A sample of the posterior, scaled; a constant to differentiation."""
-    mean, std = posterior(apply(self._module, params, image, method="encode")[0])
-    return jax.lax.stop_gradient(self.config.scale_factor * (mean + std * normal(keys, mean.shape[1:])))
+    moments, _ = apply(self._module, params, image, method="encode")
+    noise = normal(keys, (*moments.shape[1:3], self.config.latent_channels))
+    return jax.lax.stop_gradient(self.config.scale_factor * sample_posterior(moments, noise))
 
   def decode(self, params: Params, latent: jax.Array) -> jax.Array:
     """Pictures in [0, 1]."""

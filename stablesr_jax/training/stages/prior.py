@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from stablesr_jax.checkpoints.store import NULL_PROMPT
 from stablesr_jax.diffusion import samplers
-from stablesr_jax.diffusion.objective import noised
+from stablesr_jax.diffusion.objective import prediction_target
+from stablesr_jax.diffusion.schedule import add_noise
 from stablesr_jax.errors import UserError
 from stablesr_jax.models import components
 from stablesr_jax.models.parameters import Params, apply, is_modulation, split
@@ -63,7 +64,8 @@ class PriorTrainer:
     diffusion = self._config.model.diffusion
     latent = self._latents.encode(frozen["autoencoder"], batch["hr"], keys_for(keys, _POSTERIOR))
     t = jax.vmap(lambda key: jax.random.randint(key, (), 0, diffusion.steps))(keys_for(keys, _TIME))
-    x, target = noised(diffusion, latent, normal(keys_for(keys, _NOISE), latent.shape[1:]), t)
+    noise = normal(keys_for(keys, _NOISE), latent.shape[1:])
+    x, target = add_noise(diffusion, latent, noise, t), prediction_target(diffusion, latent, noise, t)
     losses = jnp.mean(jnp.square(self._predict(params, frozen, x, t) - target), axis=(1, 2, 3))
     return losses.mean(), {
       "loss": (losses.sum(), jnp.float32(len(losses))),

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from stablesr_jax.checkpoints.store import NULL_PROMPT
 from stablesr_jax.config import SamplingConfig
 from stablesr_jax.diffusion import samplers
-from stablesr_jax.diffusion.objective import noised
-from stablesr_jax.diffusion.schedule import q_sample, signal_and_noise
+from stablesr_jax.diffusion.objective import prediction_target
+from stablesr_jax.diffusion.schedule import add_noise
 from stablesr_jax.errors import UserError
 from stablesr_jax.models import components
 from stablesr_jax.models.parameters import Params, apply, is_modulation, merge, split
@@ -83,14 +83,15 @@ class RestorerTrainer:
     return found
 
   def prepare(self, batch: Batch, keys: jax.Array) -> Batch:
-    return prepare_pairs(batch, keys, self._stage.degradation)
+    return prepare_pairs(batch, keys, self._stage.degradation, self._config.compute.platform)
 
   def loss(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array, step: Any) -> tuple[jax.Array, Means]:
     diffusion = self._config.model.diffusion
     latent = self.latents.encode(frozen["autoencoder"], batch["hr"], keys_for(keys, _HR_POSTERIOR))
     low = self.latents.encode(frozen["autoencoder"], batch["lr"], keys_for(keys, _LR_POSTERIOR))
     t = jax.vmap(lambda key: jax.random.randint(key, (), 0, diffusion.steps))(keys_for(keys, _TIME))
-    x, target = noised(diffusion, latent, normal(keys_for(keys, _NOISE), latent.shape[1:]), t)
+    noise = normal(keys_for(keys, _NOISE), latent.shape[1:])
+    x, target = add_noise(diffusion, latent, noise, t), prediction_target(diffusion, latent, noise, t)
     losses = jnp.mean(jnp.square(self._predict(params, frozen, x, t, low) - target), axis=(1, 2, 3))
     return losses.mean(), {
       "loss": (losses.sum(), jnp.float32(len(losses))),
@@ -120,10 +121,9 @@ class RestorerTrainer:
     diffusion = self._config.model.diffusion
     low = self.latents.encode(frozen["autoencoder"], lr, keys_for(keys, _LR_POSTERIOR))
     noise = lambda purpose: normal(keys_for(keys, purpose), low.shape[1:])
-    signal, level = (table[sampling.start_step] for table in signal_and_noise(diffusion))
     predict = lambda x, t: self._predict(params, frozen, x, jnp.broadcast_to(t, len(x)), low)
-    steps = samplers.plan(diffusion, sampling)
-    return samplers.run(predict, q_sample(low, noise(_NOISE), signal, level), steps, lambda i: noise(_STEPS + i))
+    x, steps = samplers.start(diffusion, sampling, low, noise(_NOISE))
+    return samplers.run(predict, x, steps, lambda i: noise(_STEPS + i))
 
   def export(self, params: Params, batch: Callable[[], Batch]) -> Export:
     unet = params["unet"]
