@@ -1,11 +1,12 @@
-"""Writes a synthetic checkpoint of full size in the published layout, a few tensors in memory at a time.
+"""Writes a synthetic checkpoint of full size in the published layout.
 
     python examples/synthetic_checkpoint.py tests/reference/stablesr_512_checkpoint.tsv stablesr_512.ckpt
 
 Each tensor is a function of its name, its shape and a salt (the rule in `tests/reference/synthetic.py`), so that
 converting, loading and running the full-size model can be tried, and held against known answers, without a download.
 The pictures it makes are noise. A `.ckpt` looks as one saved by PyTorch Lightning: tensors under `state_dict` (or
-`params_ema`, if the listing says so), beside objects of a package that is not installed. A `.safetensors` is bare.
+`params_ema`, if the listing says so), beside objects of a package that is not installed, and is written a few tensors
+at a time. A `.safetensors` is bare, and is made in memory first.
 """
 
 import argparse
@@ -25,8 +26,9 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
+from safetensors.numpy import save_file
 
-from stablesr_jax.checkpoints.safetensors_writer import Entry, write_safetensors
+from stablesr_jax.files import atomic_write
 
 _RULE = pathlib.Path(__file__).resolve().parents[1] / "tests" / "reference" / "synthetic.py"
 _FOREIGN = "uninstalled_trainer"  # the package whose objects a `.ckpt` names
@@ -79,7 +81,7 @@ def tensors(rows: list[Row], salt: int, scale: float) -> Iterator[np.ndarray]:
   spec.loader.exec_module(synthetic)
   for row in rows:
     values = synthetic.tensor(row.rule_name, row.shape, salt) if row.rule_name else np.zeros(row.shape, np.float32)
-    yield (values if scale == 1 else values * np.float32(scale)).astype("<f4", copy=False)
+    yield np.asarray(values if scale == 1 else values * np.float32(scale), "<f4")
 
 
 def write_torch(out: pathlib.Path, wrapper: str, rows: list[Row], salt: int, scale: float) -> None:
@@ -151,10 +153,8 @@ def main() -> None:
       salt = json.loads(meta.read_text())["salt"] if meta.exists() else 0
     wrapper, rows = read_listing(args.listing, args.prefix)
     if args.out.suffix == ".safetensors":
-      values = tensors(rows, salt, args.scale)
-      write_safetensors(
-        args.out, [Entry(row.key, row.shape, np.dtype(np.float32), lambda: next(values)) for row in rows]
-      )
+      with atomic_write(args.out) as temporary:
+        save_file(dict(zip([row.key for row in rows], tensors(rows, salt, args.scale), strict=True)), temporary)
     else:
       write_torch(args.out, wrapper, rows, salt, args.scale)
   except (OSError, ValueError) as error:

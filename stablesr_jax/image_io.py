@@ -4,14 +4,14 @@ import dataclasses
 import io
 import os
 import pathlib
-import uuid
 import warnings
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, features
 
-from stablesr_jax.errors import UserError
+from stablesr_jax.errors import UserError, first_line
+from stablesr_jax.files import atomic_write
 
 _HAS_AVIF = features.check("avif")
 _AVIF = (".avif",) if _HAS_AVIF else ()
@@ -77,7 +77,7 @@ def read_image(path: str | pathlib.Path) -> Picture:
   try:
     data = path.read_bytes()
   except OSError as error:
-    raise UserError(f"{path}: cannot be read ({_one_line(error)})") from error
+    raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
   return decode_image(data, str(path))
 
 
@@ -105,7 +105,7 @@ def decode_image(data: bytes, name: str) -> Picture:
   except MemoryError:
     raise
   except Exception as error:  # Decoders answer damaged files with errors of any kind.
-    raise UserError(f"{name}: cannot be read ({_one_line(error)})") from error
+    raise UserError(f"{name}: cannot be read ({first_line(error)})") from error
 
 
 def write_image(path: str | pathlib.Path, picture: Picture) -> None:
@@ -143,18 +143,13 @@ def write_image(path: str | pathlib.Path, picture: Picture) -> None:
     elif exif:
       options["exif"] = exif
   except ValueError as error:
-    raise UserError(f"{path}: {_one_line(error)}") from error
+    raise UserError(f"{path}: {first_line(error)}") from error
 
-  # A dot in front and another suffix: not taken for a picture if a crash leaves it behind.
-  temporary = path.with_name(f".{path.name[:200]}.{uuid.uuid4().hex[:8]}.tmp")
   try:
-    with open(temporary, "xb") as f:
+    with atomic_write(path) as temporary, open(temporary, "xb") as f:
       Image.fromarray(pixels).save(f, format=kind, **options)
-    os.replace(temporary, path)
   except (OSError, ValueError, RuntimeError) as error:
-    raise UserError(f"{path}: cannot be written ({_one_line(error)})") from error
-  finally:
-    temporary.unlink(missing_ok=True)
+    raise UserError(f"{path}: cannot be written ({first_line(error)})") from error
 
 
 def list_images(folder: str | pathlib.Path, recursive: bool = True) -> list[pathlib.Path]:
@@ -295,7 +290,3 @@ def _encode(picture: Picture, with_alpha: bool) -> np.ndarray:
     opacity = np.clip(alpha, 0, 1)[..., None]
     rgb = np.clip(rgb, 0, 1) * opacity + (1 - opacity)
   return np.round(np.clip(rgb, 0, 1) * 255).astype(np.uint8)
-
-
-def _one_line(error: BaseException) -> str:
-  return " ".join(str(error).split()) or type(error).__name__

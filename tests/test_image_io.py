@@ -228,7 +228,7 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
 
   def fail(self, f, **_):
     f.write(b"half")
-    raise OSError("disk\nfull")
+    raise OSError("disk full\nand more")
 
   monkeypatch.setattr(Image.Image, "save", fail)
   with pytest.raises(ValueError, match=r"x.png: cannot be written \(disk full\)"):

@@ -1,6 +1,7 @@
-"""Converts published PyTorch checkpoints into one model of ours, and back."""
+"""Converts published PyTorch checkpoints into one model of ours."""
 
 import collections
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
@@ -14,7 +15,15 @@ from stablesr_jax import config as configs
 from stablesr_jax.checkpoints import names
 from stablesr_jax.checkpoints.layout import to_ours
 from stablesr_jax.checkpoints.sources import KINDS, DiffusersFolder, Source, by_priority, ignored_reason, open_source
-from stablesr_jax.checkpoints.store import LPIPS_PART, NULL_PROMPT, LPIPSManifest, Manifest, ModelWriter, StoredDtype
+from stablesr_jax.checkpoints.store import (
+  LPIPS_PART,
+  NULL_PROMPT,
+  LPIPSManifest,
+  Manifest,
+  ModelWriter,
+  StoredDtype,
+  as_stored,
+)
 from stablesr_jax.config import LPIPSConfig, ModelConfig, Prediction, RRDBNetConfig, SamplingConfig
 from stablesr_jax.errors import UserError
 from stablesr_jax.models import lpips
@@ -48,12 +57,24 @@ def convert(
     report: is given one line at a time.
 
   Raises:
-    UserError: an input cannot be read or is nothing known, two are of one kind, a tensor has
-      the wrong shape, a parameter remains unfilled, or LPIPS's files are among a model's.
+    UserError: an input cannot be read or is nothing known, two are of one kind, a tensor has the wrong shape or values
+      beyond the dtype's range, a parameter remains unfilled, or LPIPS's files are among a model's.
   """
-  sources = by_priority([open_source(path) for path in inputs])
-  for source in sources:
-    report(f"{source.path.name}: {KINDS[source.kind].title}")
+  with contextlib.ExitStack() as opened:
+    sources = by_priority([opened.enter_context(contextlib.closing(open_source(path))) for path in inputs])
+    for source in sources:
+      report(f"{source.path.name}: {KINDS[source.kind].title}")
+    return _convert(sources, output, architecture, prediction, dtype, report)
+
+
+def _convert(
+  sources: Sequence[Source],
+  output: pathlib.Path,
+  architecture: ModelConfig | None,
+  prediction: Prediction | None,
+  dtype: str,
+  report: Report,
+) -> Manifest | LPIPSManifest:
   if any(LPIPS_PART in KINDS[source.kind].parts for source in sources):
     if architecture is not None or prediction is not None:
       raise UserError("LPIPS has neither an architecture nor a prediction to choose")
@@ -69,8 +90,7 @@ def convert(
     for part in COMPONENTS
     if getattr(config, part) is not None
   }
-  writer = ModelWriter(output)
-  try:
+  with ModelWriter(output) as writer:
     for part, plan in plans.items():
       params = _fill(plan, dtype, used)
       if part == "text_encoder":
@@ -91,9 +111,6 @@ def convert(
       sources=tuple(source.provenance() for source in sources),
     )
     writer.commit(manifest)
-  except BaseException:
-    writer.discard()
-    raise
   for part in ("unet", "time_aware_encoder", "autoencoder"):
     if getattr(config, part) is None:
       report(f"note: without a {part.replace('_', ' ')} this model cannot restore pictures yet")
@@ -111,8 +128,7 @@ def _convert_lpips(
   config = LPIPSConfig(width=sources[0].tensors.shape(first)[0])
   used: dict[pathlib.Path, set[str]] = {source.path: set() for source in sources}
   plan = _plan(LPIPS_PART, config, lpips.abstract_params(config), sources)
-  writer = ModelWriter(output)
-  try:
+  with ModelWriter(output) as writer:
     params = _fill(plan, dtype, used)
     writer.write(LPIPS_PART, params)
     _report_size(LPIPS_PART, params, report)
@@ -121,9 +137,6 @@ def _convert_lpips(
     provenance = tuple(source.provenance() for source in sources)
     manifest = LPIPSManifest(name="lpips-vgg16", lpips=config, dtype=dtype, sources=provenance)
     writer.commit(manifest)
-  except BaseException:
-    writer.discard()
-    raise
   return manifest
 
 
@@ -253,7 +266,7 @@ def _fill(plan: dict[str, _Leaf], dtype: str, used: dict[pathlib.Path, set[str]]
     tensors = [leaf.source.tensors.read(key) for key in leaf.keys]
     tensor = np.concatenate(tensors) if len(tensors) > 1 else tensors[0]
     value = to_ours(tensor, path.rpartition("/")[2], leaf.shape)
-    params[path] = np.ascontiguousarray(value, np.dtype(dtype))
+    params[path] = as_stored(value, dtype, f"{leaf.source.path}: {leaf.keys[0]}")
     used[leaf.source.path].update(leaf.keys)
   return unflatten_dict(params, sep="/")
 

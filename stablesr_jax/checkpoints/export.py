@@ -2,26 +2,23 @@
 
 import pathlib
 import re
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from stablesr_jax.checkpoints import names
 from stablesr_jax.checkpoints.layout import to_pytorch
-from stablesr_jax.checkpoints.safetensors_writer import Entry, write_safetensors
+from stablesr_jax.checkpoints.sources import KINDS
 from stablesr_jax.checkpoints.store import load_params, read_manifest
-from stablesr_jax.config import ModelConfig
+from stablesr_jax.config import ModelConfig, TextEncoderConfig
 from stablesr_jax.diffusion import schedule
-from stablesr_jax.errors import UserError
-from stablesr_jax.models.parameters import flat
+from stablesr_jax.errors import UserError, first_line
+from stablesr_jax.files import atomic_write
+from stablesr_jax.models.parameters import Params, flat
 
-_PREFIXES = {
-  "unet": ("model.diffusion_model.", names.unet),
-  "time_aware_encoder": ("structcond_stage_model.", names.time_aware_encoder),
-  "autoencoder": ("first_stage_model.", names.autoencoder),
-  "text_encoder": ("cond_stage_model.model.", names.text_encoder),
-}
+# Our parts in the published file: the prefix of their keys, and their name map.
+_PARTS = KINDS["stablesr"].parts
 # Layers that PyTorch holds as convolutions with a 1x1 (or, over a sequence, 1) kernel where we have dense layers.
 _CONVOLUTION_2D = re.compile(r"first_stage_model\.\w+\.mid\.attn_1\.(q|k|v|proj_out)\.weight")
 _CONVOLUTION_1D = re.compile(r"structcond_stage_model\..*\.(qkv|proj_out)\.weight")
@@ -49,39 +46,45 @@ def export(model: pathlib.Path, output: pathlib.Path, *, dtype: str = "float32")
     raise UserError(f"{output}: give a file name that ends in .safetensors")
   manifest = read_manifest(model)
   config, target = manifest.architecture, np.dtype(dtype)
-  entries = []
-  for part in _PREFIXES:
+  tensors = _schedule_tables(config)
+  for part in _PARTS:
     if getattr(config, part) is not None:
       tree = load_params(model, manifest, [part], dtype=manifest.dtype)[part]
-      entries += _part_entries(config, part, tree, target)
-  wrapped = [entry for entry in entries if _CFW.match(entry.name)]
-  entries = [entry for entry in entries if not _CFW.match(entry.name)]
-  unused = _unused_text_entries(config, target) if config.text_encoder is not None else []
-  write_safetensors(output, [*_schedule_entries(config), *entries, *unused])
-  if not wrapped:
+      tensors |= {name: value.astype(target, copy=False) for name, value in _published(config, part, tree).items()}
+      del tree  # before the next part is read
+  if config.text_encoder is not None:
+    tensors |= {name: np.zeros(shape, target) for name, shape in _unused_text_tensors(config.text_encoder).items()}
+  _save({name: value for name, value in tensors.items() if not _CFW.match(name)}, output)
+  if not any(map(_CFW.match, tensors)):
     return [output]
-  cfw, prefix = output.with_name(f"{output.stem}_cfw.safetensors"), _PREFIXES["autoencoder"][0]
-  whole = [entry for entry in [*entries, *wrapped] if entry.name.startswith(prefix)]
-  write_safetensors(cfw, [entry._replace(name=entry.name.removeprefix(prefix)) for entry in whole])
+  cfw, (prefix, _) = output.with_name(f"{output.stem}_cfw.safetensors"), _PARTS["autoencoder"]
+  _save({name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}, cfw)
   return [output, cfw]
 
 
-def _part_entries(config: ModelConfig, part: str, tree: Any, target: np.dtype) -> Iterator[Entry]:
-  prefix, name_map = _PREFIXES[part]
-  modules = name_map(getattr(config, part))
+def _save(tensors: dict[str, np.ndarray], path: pathlib.Path) -> None:
+  """Writes a safetensors file, whole or not at all. The library takes the arrays as they are, without copying them."""
+  try:
+    with atomic_write(path) as temporary:
+      save_file(tensors, temporary)
+  except (OSError, SafetensorError) as error:
+    raise UserError(f"{path}: cannot be written ({first_line(error)})") from error
+
+
+def _published(config: ModelConfig, part: str, tree: Params) -> dict[str, np.ndarray]:
+  """A part's tensors under their published names, in PyTorch's layout and the stored dtype."""
+  prefix, name_map = _PARTS[part]
+  modules, tensors = name_map(getattr(config, part)), {}
   for path, value in flat(tree).items():
-    leaf = path.rpartition("/")[2]
     [name] = (prefix + name for name in names.leaf_names(modules, path))
     ones = (1, 1) if _CONVOLUTION_2D.fullmatch(name) else (1,) if _CONVOLUTION_1D.fullmatch(name) else ()
-    shape = (*to_pytorch(np.broadcast_to(np.float32(0), value.shape), leaf).shape, *ones)
-    read = lambda value=value, leaf=leaf, shape=shape: to_pytorch(np.asarray(value), leaf).reshape(shape)
-    yield Entry(name, shape, target, read)
+    value = to_pytorch(np.asarray(value), path.rpartition("/")[2])
+    tensors[name] = value.reshape(*value.shape, *ones)
+  return tensors
 
 
-def _unused_text_entries(config: ModelConfig, target: np.dtype) -> Iterator[Entry]:
-  """The text tower's last layer and CLIP's projection, which the embedding does not need."""
-  text = config.text_encoder
-  assert text is not None
+def _unused_text_tensors(text: TextEncoderConfig) -> dict[str, tuple[int, ...]]:
+  """Shapes of the text tower's last layer and CLIP's projection, which the embedding does not need."""
   c = text.width
   layer = {
     "ln_1.weight": (c,),
@@ -99,12 +102,11 @@ def _unused_text_entries(config: ModelConfig, target: np.dtype) -> Iterator[Entr
   }
   shapes = {f"transformer.resblocks.{text.layers}.{name}": shape for name, shape in layer.items()}
   shapes |= {"text_projection": (c, c), "logit_scale": ()}
-  for name, shape in shapes.items():
-    yield Entry(_PREFIXES["text_encoder"][0] + name, shape, target, lambda shape=shape: np.zeros(shape, np.float32))
+  return {_PARTS["text_encoder"][0] + name: shape for name, shape in shapes.items()}
 
 
-def _schedule_entries(config: ModelConfig) -> Iterator[Entry]:
-  """The tables that the published files carry, (steps,) float32."""
+def _schedule_tables(config: ModelConfig) -> dict[str, np.ndarray]:
+  """The tables that the published files carry, (steps,) float32 in every file."""
   betas = schedule.betas(config.diffusion)
   alphas_cumprod = np.cumprod(1 - betas)
   previous = np.append(1.0, alphas_cumprod[:-1])
@@ -123,5 +125,4 @@ def _schedule_entries(config: ModelConfig) -> Iterator[Entry]:
     "posterior_mean_coef1": betas * np.sqrt(previous) / (1 - alphas_cumprod),
     "posterior_mean_coef2": (1 - previous) * np.sqrt(1 - betas) / (1 - alphas_cumprod),
   }
-  for name, table in tables.items():
-    yield Entry(name, table.shape, np.dtype(np.float32), lambda table=table: table)
+  return {name: table.astype(np.float32) for name, table in tables.items()}

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from stablesr_jax.errors import UserError
+from stablesr_jax.errors import UserError, first_line
 
 _SCHEME = "hf://"
 _FORMS = "write hf://owner/repo/path/to/file or hf://owner/repo, with @revision after repo if wanted"
@@ -42,24 +42,20 @@ def resolve(reference: str) -> pathlib.Path:
       repo, revision=revision, allow_patterns=_FOLDER_FILES, ignore_patterns=_FOLDER_LEFT_OUT
     )
     return pathlib.Path(folder)
-  except errors.GatedRepoError:
-    why = "the repository asks for its terms to be accepted, and for a token in HF_TOKEN"
-  except errors.RepositoryNotFoundError:
-    why = "no such repository, or it is private"
-  except errors.RevisionNotFoundError:
-    why = f"no revision {revision!r}"
-  except errors.LocalEntryNotFoundError:  # A kind of EntryNotFoundError, yet it means that the hub did not answer.
-    why = "the hub cannot be reached and the file is not in the cache"
-  except errors.EntryNotFoundError:
-    why = f"no file {file!r} in the repository"
-  except errors.HFValidationError:
-    why = f"{repo!r} is not the name of a repository"
   except Exception as error:  # The HTTP client underneath, and so its errors, differ by version of the library.
-    why = next(iter(str(error).splitlines()), "") or type(error).__name__
-  raise UserError(
-    f"{reference}: not available from {huggingface_hub.constants.ENDPOINT} ({why});"
-    " set HF_ENDPOINT to a mirror or give a local file"
-  )
+    known = (  # A kind before what it is a kind of.
+      (errors.GatedRepoError, "the repository asks for its terms to be accepted, and for a token in HF_TOKEN"),
+      (errors.RepositoryNotFoundError, "no such repository, or it is private"),
+      (errors.RevisionNotFoundError, f"no revision {revision!r}"),
+      (errors.LocalEntryNotFoundError, "the hub cannot be reached and the file is not in the cache"),
+      (errors.EntryNotFoundError, f"no file {file!r} in the repository"),
+      (errors.HFValidationError, f"{repo!r} is not the name of a repository"),
+    )
+    why = next((text for kind, text in known if isinstance(error, kind)), first_line(error))
+    raise UserError(
+      f"{reference}: not available from {huggingface_hub.constants.ENDPOINT} ({why});"
+      " set HF_ENDPOINT to a mirror or give a local file"
+    ) from error
 
 
 def _parse(reference: str) -> tuple[str, str | None, str]:

@@ -23,6 +23,7 @@ class Tensors(Protocol):
   def __contains__(self, name: object) -> bool: ...
   def shape(self, name: str) -> tuple[int, ...]: ...
   def read(self, name: str) -> np.ndarray: ...
+  def close(self) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +144,7 @@ IGNORED = {
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """An opened file and what it is."""
+  """An opened file or folder, to be closed, and what it is."""
 
   tensors: Tensors
   kind: str
@@ -159,6 +160,9 @@ class Source:
     else:
       digest = sha256(self.path)
     return {"file": self.path.name, "sha256": digest, "kind": self.kind}
+
+  def close(self) -> None:
+    self.tensors.close()
 
 
 class DiffusersFolder:
@@ -198,6 +202,10 @@ class DiffusersFolder:
     tensors, key = self._at[name]
     return tensors.read(key)
 
+  def close(self) -> None:
+    for tensors, _ in self._at.values():
+      tensors.close()
+
   def prediction(self) -> str | None:
     """What the scheduler's config says the UNet predicts: "eps", "v" or None if it says nothing."""
     file = self.path / "scheduler" / "scheduler_config.json"
@@ -225,6 +233,7 @@ def open_source(path: pathlib.Path) -> Source:
   for name, kind in KINDS.items():
     if kind.recognise(tensors):
       return Source(tensors, name)
+  tensors.close()
   first = ", ".join(list(tensors)[:3])
   raise UserError(f"{path}: not a kind of checkpoint that is known (its first keys: {first})")
 

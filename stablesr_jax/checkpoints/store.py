@@ -10,15 +10,16 @@ from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 from pydantic import Field
 
 from stablesr_jax.config import ComputeConfig, LPIPSConfig, ModelConfig, SamplingConfig
-from stablesr_jax.errors import UserError
+from stablesr_jax.errors import UserError, first_line
 from stablesr_jax.models import lpips
 from stablesr_jax.models.components import COMPONENTS, abstract_params
-from stablesr_jax.models.parameters import Params
+from stablesr_jax.models.parameters import Params, flat
 from stablesr_jax.settings import from_json, settings, to_json
 
 FORMAT = 1
@@ -69,13 +70,15 @@ class LPIPSManifest:
 class ModelWriter:
   """Writes a model part by part into a temporary folder that `commit` puts in place, whole or not at all.
 
-  Of several processes all make the same calls, and the first one writes.
-
-  Raises:
-    UserError: at `path` is something else than a converted model or an empty folder.
+  A context manager: what was not committed when it is left is removed. Of several processes all make the same calls,
+  and the first one writes.
   """
 
   def __init__(self, path: str | os.PathLike):
+    """
+    Raises:
+      UserError: at `path` is something else than a converted model or an empty folder.
+    """
     self.path = pathlib.Path(path).resolve()
     if (
       self.path.exists() and not (self.path / MANIFEST).is_file() and (self.path.is_file() or any(self.path.iterdir()))
@@ -87,6 +90,13 @@ class ModelWriter:
       shutil.rmtree(self._partial, ignore_errors=True)
       self._partial.mkdir(parents=True)
     _wait_for_all("model_made")
+
+  def __enter__(self) -> "ModelWriter":
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    if self._writes:
+      shutil.rmtree(self._partial, ignore_errors=True)  # gone, if it was committed
 
   def write(self, part: str, params: Params) -> None:
     """Stores one part's parameters (NumPy or JAX arrays), without copying them."""
@@ -106,8 +116,10 @@ class ModelWriter:
     """Writes `model.json` and moves the folder into place; an earlier model there is replaced."""
     if self._writes:
       (self._partial / MANIFEST).write_text(json.dumps(to_json(manifest), indent=2) + "\n")
+      # Orbax takes a folder without this file for unfinished, and has no setting for its text, the absolute path on
+      # this machine: nobody else's business, where models are passed on.
       for note in self._partial.rglob("commit_success.txt"):
-        note.write_text("stored\n")  # Orbax's own text has the path on this machine, which is nobody else's business
+        note.write_text("stored\n")
       replaced = self.path.with_name(f".{self.path.name}.replaced")
       shutil.rmtree(replaced, ignore_errors=True)
       if self.path.exists():
@@ -115,11 +127,6 @@ class ModelWriter:
       self._partial.rename(self.path)
       shutil.rmtree(replaced, ignore_errors=True)
     _wait_for_all("model_committed")
-
-  def discard(self) -> None:
-    """Removes what was written."""
-    if self._writes:
-      shutil.rmtree(self._partial, ignore_errors=True)
 
 
 def _wait_for_all(name: str) -> None:
@@ -209,20 +216,31 @@ def store_as(path: str | os.PathLike, output: str | os.PathLike, dtype: StoredDt
   parts = [part for part in COMPONENTS if getattr(manifest.architecture, part) is not None]
   if manifest.architecture.unet is not None:
     parts.append(NULL_PROMPT)
-  writer = ModelWriter(output)
-  try:
+  with ModelWriter(output) as writer:
     for part in parts:
-      params = load_params(path, manifest, [part])
-      params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(np.dtype(dtype)), params)
-      if not all(np.isfinite(leaf.astype(np.float32)).all() for leaf in jax.tree.leaves(params)):
-        raise UserError(f"{path}: {part} has values beyond the range of {dtype}")
-      writer.write(part, params if part == NULL_PROMPT else params[part])
+      params = flat(load_params(path, manifest, [part]))  # the null prompt's is an array of its own
+      stored = {name: as_stored(np.asarray(leaf), dtype, f"{path}: {name}") for name, leaf in params.items()}
+      writer.write(part, stored if part == NULL_PROMPT else unflatten_dict(stored, sep="/")[part])
     manifest = dataclasses.replace(manifest, name=output.resolve().name, dtype=dtype)
     writer.commit(manifest)
-  except BaseException:
-    writer.discard()
-    raise
   return manifest
+
+
+def as_stored(value: np.ndarray, dtype: str, name: str) -> np.ndarray:
+  """A parameter in the dtype it is stored in: float32, bfloat16 or float16.
+
+  Args:
+    name: what messages call it.
+
+  Raises:
+    UserError: it has values that the dtype cannot hold.
+  """
+  with np.errstate(over="ignore"):
+    stored = np.ascontiguousarray(value, np.dtype(dtype))
+  if not np.isfinite(stored).all():
+    beyond = f"beyond the range of {dtype}" if np.isfinite(value).all() else "that are not finite"
+    raise UserError(f"{name} has values {beyond}")
+  return stored
 
 
 def load_lpips(
@@ -259,8 +277,4 @@ def _load(path: pathlib.Path, abstract: Params, dtype: str, sharding: jax.shardi
   try:
     return ocp.load(str(path), target)
   except Exception as error:  # Orbax's errors are many and long; the first line says what is wrong.
-    raise UserError(f"{path}: cannot be loaded: {_first_line(error)}") from error
-
-
-def _first_line(error: Any) -> str:
-  return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    raise UserError(f"{path}: cannot be loaded: {first_line(error)}") from error

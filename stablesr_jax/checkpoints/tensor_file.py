@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from stablesr_jax.errors import UserError
+from stablesr_jax.errors import UserError, first_line
 
 # Levels under which tensors are published, the preferred first: averaged weights before the others.
 WRAPPERS = ("state_dict", "params_ema", "params")
@@ -41,31 +41,25 @@ _LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save 
 
 
 class TensorFile:
-  """The tensors of a checkpoint, by name. Made by `open_tensors`; a context manager.
+  """The tensors of a checkpoint, by name. Made by `open_tensors`, and to be closed.
 
   Attributes:
     path: the file.
-    wrapper: the level of the file that held the tensors ("state_dict", "params_ema", ...), None if bare.
   """
 
   def __init__(
     self,
     path: pathlib.Path,
-    wrapper: str | None,
     entries: dict[str, tuple[tuple[int, ...], np.dtype | str]],
     read: Callable[[str], np.ndarray],
   ):
     """`entries` gives shape and dtype; the dtype is its name in the file where NumPy has none for it."""
     self.path = path
-    self.wrapper = wrapper
     self._entries = entries
     self._read: Callable[[str], np.ndarray] | None = read
 
   def __iter__(self) -> Iterator[str]:
     return iter(self._entries)
-
-  def __len__(self) -> int:
-    return len(self._entries)
 
   def __contains__(self, name: object) -> bool:
     return name in self._entries
@@ -85,22 +79,17 @@ class TensorFile:
     """Reads one tensor: an array of its own, of `shape(name)` and `dtype(name)`.
 
     Raises:
-      UserError: there is no such tensor, its kind is not supported, or the file was closed.
+      UserError: there is no such tensor, or its kind is not supported.
+      ValueError: the file was closed.
     """
     self.dtype(name)
     if self._read is None:
-      raise UserError(f"{self.path}: closed")
+      raise ValueError(f"{self.path}: closed")
     return self._read(name)
 
   def close(self) -> None:
     """Lets go of the file; names, shapes and dtypes stay known."""
     self._read = None
-
-  def __enter__(self) -> "TensorFile":
-    return self
-
-  def __exit__(self, *_) -> None:
-    self.close()
 
   def _entry(self, name: str) -> tuple[tuple[int, ...], np.dtype | str]:
     if name not in self._entries:
@@ -125,7 +114,7 @@ def open_tensors(path: str | pathlib.Path) -> TensorFile:
 
 
 def sha256(path: str | pathlib.Path) -> str:
-  """The SHA-256 of a file, in hexadecimal. Raises FileNotFoundError or ValueError if there is no such file."""
+  """The SHA-256 of a file, in hexadecimal. Raises UserError if there is no such file."""
   path = pathlib.Path(path)
   _check_is_file(path)
   with open(path, "rb") as f:
@@ -178,7 +167,7 @@ def _open_safetensors(path: pathlib.Path) -> TensorFile:
     raise UserError(f"{path}: truncated or damaged safetensors file ({error}); download it again") from error
   if not entries:
     raise UserError(f"{path}: has no tensors")
-  return TensorFile(path, None, entries, file.get_tensor)
+  return TensorFile(path, entries, file.get_tensor)
 
 
 def _open_torch(path: pathlib.Path, kind: str) -> TensorFile:
@@ -188,7 +177,7 @@ def _open_torch(path: pathlib.Path, kind: str) -> TensorFile:
     raise UserError(f'{path}: reading a PyTorch checkpoint needs torch: pip install "stablesr-jax[convert]"') from error
   try:
     content = _load_zip(path) if kind == "zip" else torch.load(path, map_location="cpu", weights_only=True)
-    wrapper, tensors = _unwrap(path, content)
+    tensors = _unwrap(path, content)
     entries = {name: (tuple(tensor.shape), _dtype_of(tensor)) for name, tensor in tensors.items()}
   except _Refused as error:
     raise UserError(str(error)) from error
@@ -204,7 +193,7 @@ def _open_torch(path: pathlib.Path, kind: str) -> TensorFile:
       return np.array(tensor.view(bits).numpy().view(dtype))
     return np.array(tensor.numpy())
 
-  return TensorFile(path, wrapper, entries, read)
+  return TensorFile(path, entries, read)
 
 
 def _dtype_of(tensor: Any) -> np.dtype | str:
@@ -286,12 +275,11 @@ def _reason(error: BaseException) -> str:
   """The first sentence of an error. torch wraps a pickle's in advice to read the file unsafely, which is left out."""
   if isinstance(error, pickle.UnpicklingError) and error.__context__ is not None:
     error = error.__context__
-  text = str(error).strip() or type(error).__name__
-  return text.splitlines()[0].split(". ")[0].rstrip(".")
+  return first_line(error).split(". ")[0].rstrip(".")
 
 
-def _unwrap(path: pathlib.Path, content: Any) -> tuple[str | None, dict[str, Any]]:
-  """(wrapper's name, tensors by name) of what a checkpoint holds."""
+def _unwrap(path: pathlib.Path, content: Any) -> dict[str, Any]:
+  """The tensors by name of what a checkpoint holds."""
   top = _tensors(content)
   if not isinstance(content, dict):
     raise _Refused(f"{path}: holds a {type(content).__name__}, not tensors by name")
@@ -299,11 +287,11 @@ def _unwrap(path: pathlib.Path, content: Any) -> tuple[str | None, dict[str, Any
   nested = {str(key): tensors for key, tensors in nested.items() if tensors}
   for wrapper in WRAPPERS:
     if wrapper in nested:
-      return wrapper, nested[wrapper]
+      return nested[wrapper]
   if top:
-    return None, top
+    return top
   if len(nested) == 1:
-    return next(iter(nested.items()))
+    return next(iter(nested.values()))
   if nested:
     raise _Refused(f"{path}: holds tensors under several names ({', '.join(nested)}) and under none of {WRAPPERS}")
   raise _Refused(f"{path}: has no tensors")

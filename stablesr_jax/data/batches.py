@@ -35,7 +35,7 @@ def make_dataset(
     seed: in place of the one in `config`.
 
   Raises:
-    FileNotFoundError, ValueError: as `open_source`; or the numbers do not fit each other.
+    UserError: as `open_source`; or the numbers do not fit each other.
   """
   if process_count < 1 or not 0 <= process_index < process_count:
     raise UserError(f"process_index {process_index}: must be 0 to process_count - 1 ({process_count - 1})")
@@ -146,7 +146,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
       count = len(self._bad)
       if count <= _BAD_IMAGES_LOGGED:
         log.warning("another image is used in place of %s", line)
-      elif set(str(count)) <= {"1", "0"} and str(count).count("1") == 1:  # 10, 100, 1000, ...
+      elif count == 10 ** (len(str(count)) - 1):  # 10, 100, 1000, ...
         log.warning("%d images could not be used so far", count)
 
 

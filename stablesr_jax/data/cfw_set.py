@@ -4,7 +4,8 @@ import pathlib
 
 import numpy as np
 
-from stablesr_jax.errors import UserError
+from stablesr_jax.errors import UserError, first_line
+from stablesr_jax.files import atomic_write
 
 SUFFIX = ".npz"
 
@@ -15,13 +16,11 @@ def sample_path(folder: pathlib.Path, number: int) -> pathlib.Path:
 
 
 def write_sample(folder: pathlib.Path, number: int, sample: dict[str, np.ndarray]) -> None:
-  """Writes "hr", "sample" (S, S, 3) and "lr" (s, s, 3) uint8, and "latent" (h, w, 4) float32; whole or not at all."""
+  """Writes "hr" (S, S, 3) and "lr" (s, s, 3) uint8, and "latent" (h, w, 4) float32; whole or not at all."""
   path = sample_path(folder, number)
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix(".partial")
-  with partial.open("wb") as file:
-    np.savez_compressed(file, hr=sample["hr"], lr=sample["lr"], latent=sample["latent"], sample=sample["sample"])
-  partial.replace(path)
+  with atomic_write(path) as temporary, temporary.open("wb") as file:
+    np.savez_compressed(file, hr=sample["hr"], lr=sample["lr"], latent=sample["latent"])
 
 
 def sample_paths(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -40,7 +39,7 @@ def sample_paths(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def read_sample(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-  """ "hr", "lr" and "latent" as they were written.
+  """ "hr", "lr" and "latent" as they were written; what else an older file holds is passed over.
 
   Raises:
     UserError: the file is damaged.
@@ -49,4 +48,4 @@ def read_sample(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as arrays:
       return {name: arrays[name] for name in ("hr", "lr", "latent")}
   except Exception as error:  # of zip, header or keys
-    raise UserError(f"{path}: damaged ({error})") from error
+    raise UserError(f"{path}: damaged ({first_line(error)})") from error

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from stablesr_jax.data import cfw_set
 from stablesr_jax.data.config import SourceConfig
 from stablesr_jax.data.packing import unpack_record
-from stablesr_jax.errors import UserError
+from stablesr_jax.errors import UserError, first_line
 from stablesr_jax.image_io import IMAGE_SUFFIXES, list_images
 
 
@@ -145,7 +145,7 @@ class TfdsSource:
     except NotImplementedError as error:
       raise UserError(f"{path}: prepared in a format that is read in order only; use array_record instead") from error
     except Exception as error:  # Many kinds, with long texts.
-      raise UserError(f"{path}: {_first_line(error)}") from error
+      raise UserError(f"{path}: {first_line(error)}") from error
     if len(self._records) == 0:
       raise UserError(f"{path}: split {config.split!r} is empty")
     self._name = f"{path}/{config.split}"
@@ -161,7 +161,7 @@ class TfdsSource:
       assert hr is not None
       return Record(name, hr, lr)
     except Exception as error:  # Damage raises errors of several kinds.
-      raise UserError(f"{name}: cannot be read ({_first_line(error)})") from error
+      raise UserError(f"{name}: cannot be read ({first_line(error)})") from error
 
 
 class PackedSource:
@@ -176,7 +176,7 @@ class PackedSource:
       self._records = reader(self._path)
       unpack_record(self._records[0])
     except Exception as error:  # Mostly RuntimeError.
-      raise UserError(f"{path}: not a file of packed images ({_first_line(error)})") from error
+      raise UserError(f"{path}: not a file of packed images ({first_line(error)})") from error
 
   def __len__(self) -> int:
     return len(self._records)
@@ -185,7 +185,7 @@ class PackedSource:
     try:
       name, data = unpack_record(self._records[index])
     except Exception as error:  # As above.
-      raise UserError(f"{self._path}#{index}: cannot be read ({_first_line(error)})") from error
+      raise UserError(f"{self._path}#{index}: cannot be read ({first_line(error)})") from error
     return Record(f"{self._path}: {name}", data)
 
 
@@ -247,13 +247,13 @@ def _tfds_builder(path: str, config: SourceConfig) -> Any:
     try:
       return tfds.builder_from_directory(path)
     except Exception as error:  # Many kinds, with long texts.
-      raise UserError(f"{path}: not a prepared TensorFlow Dataset ({_first_line(error)})") from error
+      raise UserError(f"{path}: not a prepared TensorFlow Dataset ({first_line(error)})") from error
   try:
     builder = tfds.builder(path, data_dir=config.data_dir, file_format="array_record")
   except tfds.core.DatasetNotFoundError as error:
     raise UserError(f"{path}: neither the name of a TensorFlow Dataset nor the folder of a prepared one") from error
   except Exception as error:  # As above.
-    raise UserError(f"{path}: {_first_line(error)}") from error
+    raise UserError(f"{path}: {first_line(error)}") from error
   if not builder.is_prepared() and not config.download:
     raise UserError(
       f"{path}: the dataset is not prepared in {builder.data_dir}; set download, or run"
@@ -262,11 +262,7 @@ def _tfds_builder(path: str, config: SourceConfig) -> Any:
   try:
     builder.download_and_prepare()
   except ImportError as error:
-    raise UserError(f"{path}: preparing this dataset needs another package ({_first_line(error)})") from error
+    raise UserError(f"{path}: preparing this dataset needs another package ({first_line(error)})") from error
   except Exception as error:  # As above.
-    raise UserError(f"{path}: cannot be downloaded and prepared ({_first_line(error)})") from error
+    raise UserError(f"{path}: cannot be downloaded and prepared ({first_line(error)})") from error
   return builder
-
-
-def _first_line(error: BaseException) -> str:
-  return (str(error).strip() or type(error).__name__).splitlines()[0].strip()

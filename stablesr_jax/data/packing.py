@@ -1,15 +1,14 @@
 """Packs many image files into one ArrayRecord file, which is read faster than a folder, above all over a network."""
 
 import importlib
-import os
 import pathlib
 import struct
-import uuid
 from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from stablesr_jax.errors import UserError
+from stablesr_jax.errors import UserError, first_line
+from stablesr_jax.files import atomic_write
 from stablesr_jax.image_io import decode_image, list_images
 
 # A record: this mark, the length of the name (32 bits, little-endian), the name in UTF-8, the image file as it was.
@@ -48,30 +47,27 @@ def pack_images(
   except ImportError as error:
     raise UserError(f'{error}: packing needs more packages: pip install "stablesr-jax[train]"') from error
 
-  temporary = output.with_name(f".{output.name[:200]}.{uuid.uuid4().hex[:8]}.tmp")
   packed, skipped = 0, {}
   try:
-    # Each record by itself, for random access; image files are compressed already.
-    writer = writer_class(str(temporary), "group_size:1,uncompressed")
-    for path, name in tqdm(files, disable=None if progress else True, unit="image"):
-      try:
-        data = path.read_bytes()
-        height, width = decode_image(data, str(path)).rgb.shape[:2]
-        if min(height, width) < min_side:
-          raise UserError(f"{path}: {width}x{height} is below {min_side} pixels")
-      except (OSError, UserError) as error:
-        skipped[str(path)] = str(error).removeprefix(f"{path}: ")
-        continue
-      writer.write(pack_record(name, data))
-      packed += 1
-    writer.close()
-    if not packed:
-      raise UserError(f"{', '.join(map(str, folders))}: no image to pack ({len(skipped)} skipped)")
-    os.replace(temporary, output)
+    with atomic_write(output) as temporary:
+      # Each record by itself, for random access; image files are compressed already.
+      writer = writer_class(str(temporary), "group_size:1,uncompressed")
+      for path, name in tqdm(files, disable=None if progress else True, unit="image"):
+        try:
+          data = path.read_bytes()
+          height, width = decode_image(data, str(path)).rgb.shape[:2]
+          if min(height, width) < min_side:
+            raise UserError(f"{path}: {width}x{height} is below {min_side} pixels")
+        except (OSError, UserError) as error:
+          skipped[str(path)] = str(error).removeprefix(f"{path}: ")
+          continue
+        writer.write(pack_record(name, data))
+        packed += 1
+      writer.close()
+      if not packed:
+        raise UserError(f"{', '.join(map(str, folders))}: no image to pack ({len(skipped)} skipped)")
   except (OSError, RuntimeError) as error:
-    raise UserError(f"{output}: cannot be written ({error})") from error
-  finally:
-    temporary.unlink(missing_ok=True)
+    raise UserError(f"{output}: cannot be written ({first_line(error)})") from error
   return packed, skipped
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from stablesr_jax.errors import UserError
+from stablesr_jax.errors import UserError, first_line
+from stablesr_jax.files import atomic_write
 from stablesr_jax.settings import to_json
 from stablesr_jax.training.config import TrainConfig
 
@@ -53,8 +54,7 @@ class Checkpoints:
     try:
       return self._checkpointer.load_checkpointables(self._checkpointer.latest, wanted)["state"]
     except Exception as error:  # Orbax's errors are many and long; the first line says what is wrong.
-      reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-      raise UserError(f"{self.path(self.latest or 0)}: cannot be resumed from: {reason}") from error
+      raise UserError(f"{self.path(self.latest or 0)}: cannot be resumed from: {first_line(error)}") from error
 
   def due(self, step: int) -> bool:
     return step % self._every == 0
@@ -82,9 +82,8 @@ def note_config(folder: pathlib.Path, config: TrainConfig) -> list[str]:
       if change.startswith(("kind:", "model.")):
         raise UserError(f"{folder}: has another run: {change} (choose another --workdir)")
   if jax.process_index() == 0:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(now, indent=2) + "\n")
-    partial.replace(path)
+    with atomic_write(path) as temporary:
+      temporary.write_text(json.dumps(now, indent=2) + "\n")
   return changes
 
 

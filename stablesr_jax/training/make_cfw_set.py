@@ -1,5 +1,6 @@
 """Makes the set that CFW is trained on (3.2), with the trained restorer, on all devices of all hosts."""
 
+import contextlib
 import dataclasses
 import pathlib
 import sys
@@ -41,7 +42,6 @@ def make_cfw_set(config: TrainConfig, folder: pathlib.Path) -> bool:
     raise UserError(f"batch-size {size}: must be a multiple of {mesh.size}, the number of devices")
   config = dataclasses.replace(config, compute=for_devices(config.compute, mesh))
   process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-  data = make_dataset(config.data, size, **process)
   stage = RestorerTrainer(config, mesh)
   folder.mkdir(parents=True, exist_ok=True)
   for change in note_config(folder, config):
@@ -50,7 +50,7 @@ def make_cfw_set(config: TrainConfig, folder: pathlib.Path) -> bool:
   make = _maker(stage, config, mesh)
   missing = _missing_batches(folder, count, size)
   rows = size // jax.process_count()  # of this process in a batch
-  with StopRequest() as stop:
+  with StopRequest() as stop, contextlib.closing(make_dataset(config.data, size, **process)) as data:
     for number in tqdm(missing, unit="batch", disable=None if jax.process_index() == 0 else True):
       if data.get_state() != {"batches": number}:
         data.set_state({"batches": number})
@@ -63,7 +63,6 @@ def make_cfw_set(config: TrainConfig, folder: pathlib.Path) -> bool:
       if stop.after(number):
         print("told to stop: the same command goes on from here", file=sys.stderr)
         return False
-  data.close()
   return True
 
 
@@ -87,8 +86,7 @@ def _maker(stage: RestorerTrainer, config: TrainConfig, mesh: jax.sharding.Mesh)
     hr, low = degrade(keys, images)
     enlarged = enlarge(low.astype(np.float32) / 255, hr.shape[1:3]) * 2 - 1
     latent = stage.sample(params, frozen, enlarged, keys, config.sampling)
-    sample = to_uint8(stage.latents.decode(frozen["autoencoder"], latent))
-    return {"hr": hr, "lr": low, "latent": latent, "sample": sample}
+    return {"hr": hr, "lr": low, "latent": latent}
 
   return jax.jit(
     make,

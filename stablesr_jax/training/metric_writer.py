@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
+from stablesr_jax.files import atomic_write
+
 
 class MetricWriter:
   """Appends a line for each call to `metrics.jsonl` and the same numbers to TensorBoard's files in `tensorboard/`.
@@ -23,9 +25,8 @@ class MetricWriter:
     path = folder / "metrics.jsonl"
     if path.exists():
       kept = [line for line in path.read_text().splitlines() if _step(line) <= start]
-      partial = path.with_suffix(".partial")
-      partial.write_text("".join(line + "\n" for line in kept))
-      partial.replace(path)
+      with atomic_write(path) as temporary:
+        temporary.write_text("".join(line + "\n" for line in kept))
     self._file = path.open("a")
     self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
@@ -40,9 +41,8 @@ class MetricWriter:
     picture = np.concatenate([np.concatenate(list(images), axis=0) for images in columns.values()], axis=1)
     path = self._folder / "samples" / f"{step:07d}.png"
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_suffix(".partial")
-    Image.fromarray(np.round(picture * 255).astype(np.uint8)).save(partial, format="PNG")
-    partial.replace(path)
+    with atomic_write(path) as temporary:
+      Image.fromarray(np.round(picture * 255).astype(np.uint8)).save(temporary, format="PNG")
     return path
 
   def close(self) -> None:

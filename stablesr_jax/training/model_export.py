@@ -31,17 +31,13 @@ def export(
   if exported.architecture.autoencoder is not None and not exported.architecture.autoencoder.cfw:
     sampling = dataclasses.replace(sampling, fidelity_weight=0.0)
   source = None if config.model_path is None else read_manifest(config.model_path)
-  writer = ModelWriter(path)
-  try:
+  with ModelWriter(path) as writer:
     for part, params in exported.params.items():
       writer.write(part, jax.tree.map(np.asarray, params))
     for part in _unchanged(source, exported):
       writer.copy(part, pathlib.Path(str(config.model_path)) / part)
     sources = () if source is None else source.sources
     writer.commit(Manifest(path.resolve().parent.name, exported.architecture, sampling, "float32", sources))
-  except BaseException:
-    writer.discard()
-    raise
 
 
 def _unchanged(source: Manifest | None, exported: Export) -> list[str]:
