@@ -1,7 +1,12 @@
 """Orbax checkpoints of the training state with the place in the data."""
 
+import contextlib
 import json
+import logging
+import os
 import pathlib
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,7 +21,10 @@ CONFIG = "config.json"
 
 
 class Checkpoints:
-  """The checkpoints in a run's folder. A context manager: leaving it waits for what is still being written."""
+  """The checkpoints in a run's folder. A context manager: leaving it waits for what is still being written.
+
+  An earlier checkpoint is removed only after a later one is complete, so a write that fails costs the new one alone.
+  """
 
   def __init__(self, folder: pathlib.Path, config: TrainConfig):
     keep = ocp.training.preservation_policies
@@ -31,10 +39,22 @@ class Checkpoints:
     )
 
   def __enter__(self) -> "Checkpoints":
+    logging.getLogger("absl").addFilter(_is_news)
     return self
 
-  def __exit__(self, *_: Any) -> None:
-    self._checkpointer.close()
+  def __exit__(self, kind: Any, error: BaseException | None, *_: Any) -> None:
+    """
+    Raises:
+      UserError: the last checkpoint could not be written. Not if the block raised: its error comes first.
+    """
+    try:
+      with self._writing():
+        self._checkpointer.close()
+    except Exception:
+      if error is None:
+        raise
+    finally:
+      logging.getLogger("absl").removeFilter(_is_news)
 
   @property
   def latest(self) -> int | None:
@@ -60,9 +80,43 @@ class Checkpoints:
     return step % self._every == 0
 
   def save(self, step: int, state: Any, data: Any) -> None:
-    """Writes in the background, unless that step is there. The arrays may be used up afterwards."""
+    """Writes in the background, unless that step is there. The arrays may be used up afterwards.
+
+    Raises:
+      UserError: this checkpoint, or the one before that was still being written, cannot be written: a full disk, say.
+    """
     if self.latest != step:
-      self._checkpointer.save_checkpointables_async(step, {"state": state, "data": data}, force=True)
+      with self._writing():
+        self._checkpointer.save_checkpointables_async(step, {"state": state, "data": data}, force=True)
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Turns what the file system refuses into one line."""
+    try:
+      yield
+    except Exception as error:
+      reason = _refusal(error)
+      if reason is None:
+        raise
+      there = [int(path.name) for path in self._folder.glob("*") if path.name.isdecimal()]
+      last = f"the last whole one is {self.path(max(there))}" if there else "there is none yet"
+      raise UserError(f"{self._folder}: a checkpoint cannot be written ({reason}); {last}") from error
+
+
+def _refusal(error: BaseException | None) -> str | None:
+  """What the system said where a file could not be written; None if that is not what went wrong."""
+  while error is not None:
+    if isinstance(error, OSError) and error.strerror:
+      return error.strerror
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore raises ValueError with this in its text
+      return os.strerror(int(code[1]))
+    error = error.__cause__ or error.__context__
+  return None
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  """A filter for logs: the traceback that each of Orbax's threads logs of the one error that the caller gets is none."""
+  return not (record.exc_info and "orbax" in pathlib.Path(record.pathname).parts)
 
 
 def note_config(folder: pathlib.Path, config: TrainConfig) -> list[str]:

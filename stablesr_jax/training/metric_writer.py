@@ -1,13 +1,15 @@
 """Where a run's numbers and pictures go: `metrics.jsonl`, TensorBoard, and PNG grids, all in its folder."""
 
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
+from stablesr_jax.errors import UserError, first_line
 from stablesr_jax.files import atomic_write
 
 
@@ -31,24 +33,45 @@ class MetricWriter:
     self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
   def write(self, step: int, numbers: Mapping[str, float]) -> None:
-    self._file.write(json.dumps({"step": step, **numbers}) + "\n")
-    self._file.flush()
+    """
+    Raises:
+      UserError: the line cannot be written: a full disk, say.
+    """
+    with _told(self._folder / "metrics.jsonl"):
+      self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+      self._file.flush()
     for name, value in numbers.items():
       self._board.add_scalar(name, value, step)
 
   def grid(self, step: int, columns: Mapping[str, np.ndarray]) -> pathlib.Path:
-    """Writes `samples/STEP.png`: a row for each picture, a column for each name; all (N, H, W, 3) in [0, 1]."""
+    """Writes `samples/STEP.png`: a row for each picture, a column for each name; all (N, H, W, 3) in [0, 1].
+
+    Raises:
+      UserError: it cannot be written.
+    """
     picture = np.concatenate([np.concatenate(list(images), axis=0) for images in columns.values()], axis=1)
     path = self._folder / "samples" / f"{step:07d}.png"
-    path.parent.mkdir(exist_ok=True)
-    with atomic_write(path) as temporary:
+    with _told(path), atomic_write(path) as temporary:
+      path.parent.mkdir(exist_ok=True)
       Image.fromarray(np.round(picture * 255).astype(np.uint8)).save(temporary, format="PNG")
     return path
 
   def close(self) -> None:
-    os.fsync(self._file.fileno())
-    self._file.close()
+    """Closes the files. Raises nothing of theirs: `write` has told already, and its error is what matters."""
+    with contextlib.suppress(OSError):
+      os.fsync(self._file.fileno())
+    with contextlib.suppress(OSError):
+      self._file.close()
     self._board.close()
+
+
+@contextlib.contextmanager
+def _told(path: pathlib.Path) -> Iterator[None]:
+  """Turns an error of the file system into one line."""
+  try:
+    yield
+  except OSError as error:
+    raise UserError(f"{path}: cannot be written ({error.strerror or first_line(error)})") from error
 
 
 def _step(line: str) -> float:

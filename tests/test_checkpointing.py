@@ -1,0 +1,96 @@
+"""Checkpoints of a run when the disk is full."""
+
+import errno
+import logging
+import os
+import types
+
+import numpy as np
+import pytest
+
+from stablesr_jax.config import ModelConfig
+from stablesr_jax.data import DataConfig, SourceConfig
+from stablesr_jax.errors import UserError
+from stablesr_jax.training.checkpointing import Checkpoints, _refusal
+from stablesr_jax.training.config import PriorStage, TrainConfig
+from stablesr_jax.training.metric_writer import MetricWriter
+
+CONFIG = TrainConfig(PriorStage(), DataConfig((SourceConfig("folder", ("x",)),)), ModelConfig(), keep_last=1)
+STATE = {"weights": np.arange(6, dtype=np.float32)}
+
+
+class Place:
+  """Stands for the place in the data; from batch `full` on the disk is full."""
+
+  def __init__(self, batches: int = 0, full: int = 2):
+    self.batches, self.full = batches, full
+
+  async def save(self, directory):
+    batches = self.batches
+
+    async def write():
+      folder = await directory.await_creation()
+      if batches >= self.full:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+      (folder / "batches").write_text(str(batches))
+
+    return write()
+
+  async def load(self, directory):
+    async def read():
+      self.batches = int((directory / "batches").read_text())
+
+    return read()
+
+
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(tmp_path, caplog):
+  with pytest.raises(UserError) as caught, Checkpoints(tmp_path, CONFIG) as checkpoints:
+    checkpoints.save(1, STATE, Place(1))
+    checkpoints.save(2, STATE, Place(2))
+    checkpoints.save(3, STATE, Place(3))  # waits for the one before
+    pytest.fail("not reached")
+  folder = tmp_path / "checkpoints"
+  assert str(caught.value) == (
+    f"{folder}: a checkpoint cannot be written (No space left on device); the last whole one is {folder / '1'}"
+  )
+  assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+  with Checkpoints(tmp_path, CONFIG) as checkpoints:  # the same command goes on from there
+    place = Place()
+    assert checkpoints.latest == 1 and not list(folder.glob("*tmp"))
+    restored = checkpoints.restore(STATE, place)
+    assert (restored["weights"] == STATE["weights"]).all() and place.batches == 1
+
+
+def test_what_fails_in_the_background_is_told_at_the_end(tmp_path):
+  with pytest.raises(UserError, match="No space left on device.; there is none yet"):
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+      checkpoints.save(2, STATE, Place(2))
+
+
+def test_it_does_not_hide_an_earlier_error(tmp_path):
+  with pytest.raises(KeyError, match="first"), Checkpoints(tmp_path, CONFIG) as checkpoints:
+    checkpoints.save(2, STATE, Place(2))
+    raise KeyError("first")
+  assert not logging.getLogger("absl").filters
+
+
+def test_only_what_the_system_refuses_is_taken_for_the_users():
+  assert _refusal(ValueError("RESOURCE_EXHAUSTED: Failed writing [os_error_code='28']")) == os.strerror(errno.ENOSPC)
+  nested = RuntimeError("long text")
+  nested.__cause__ = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+  assert _refusal(nested) == os.strerror(errno.EACCES)
+  assert _refusal(TypeError("unsupported leaf")) is None
+
+
+def test_numbers_that_cannot_be_written_are_one_line(tmp_path, monkeypatch):
+  writer = MetricWriter(tmp_path, 0)
+  writer.write(1, {"loss": 1.0})
+
+  def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  writer._file.close()
+  monkeypatch.setattr(writer, "_file", types.SimpleNamespace(write=full, fileno=full, close=full))
+  with pytest.raises(UserError, match="metrics.jsonl: cannot be written .No space left on device.$"):
+    writer.write(2, {"loss": 1.0})
+  writer.close()  # does not hide it
