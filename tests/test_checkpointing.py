@@ -56,9 +56,11 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(tmp_path, caplo
   assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
   with Checkpoints(tmp_path, CONFIG) as checkpoints:  # the same command goes on from there
     place = Place()
-    assert checkpoints.latest == 1 and not list(folder.glob("*tmp"))
+    assert checkpoints.latest == 1
     restored = checkpoints.restore(STATE, place)
     assert (restored["weights"] == STATE["weights"]).all() and place.batches == 1
+    checkpoints.save(2, STATE, Place(2, full=3))
+  assert [path.name for path in folder.iterdir()] == ["2"]
 
 
 def test_what_fails_in_the_background_is_told_at_the_end(tmp_path):

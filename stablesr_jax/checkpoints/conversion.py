@@ -72,7 +72,7 @@ def _convert(
   output: pathlib.Path,
   architecture: ModelConfig | None,
   prediction: Prediction | None,
-  dtype: str,
+  dtype: StoredDtype,
   report: Report,
 ) -> Manifest | LPIPSManifest:
   if any(LPIPS_PART in KINDS[source.kind].parts for source in sources):
@@ -260,7 +260,7 @@ def _check_shape(source: Source, keys: tuple[str, ...], path: str, shape: tuple[
     raise UserError(f"{source.path}: {keys[0]} {error}: not a model of this architecture") from error
 
 
-def _fill(plan: dict[str, _Leaf], dtype: str, used: dict[pathlib.Path, set[str]]) -> Any:
+def _fill(plan: dict[str, _Leaf], dtype: StoredDtype, used: dict[pathlib.Path, set[str]]) -> Any:
   params = {}
   for path, leaf in plan.items():
     tensors = [leaf.source.tensors.read(key) for key in leaf.keys]

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from stablesr_jax.checkpoints import names
 from stablesr_jax.checkpoints.layout import to_pytorch
 from stablesr_jax.checkpoints.sources import KINDS
-from stablesr_jax.checkpoints.store import load_params, read_manifest
+from stablesr_jax.checkpoints.store import StoredDtype, load_params, read_manifest
 from stablesr_jax.config import ModelConfig, TextEncoderConfig
 from stablesr_jax.diffusion import schedule
 from stablesr_jax.errors import UserError, first_line
@@ -25,7 +25,7 @@ _CONVOLUTION_1D = re.compile(r"structcond_stage_model\..*\.(qkv|proj_out)\.weigh
 _CFW = re.compile(r"first_stage_model\.decoder\.fusion_layer_")
 
 
-def export(model: pathlib.Path, output: pathlib.Path, *, dtype: str = "float32") -> list[pathlib.Path]:
+def export(model: pathlib.Path, output: pathlib.Path, *, dtype: StoredDtype = "float32") -> list[pathlib.Path]:
   """Writes `output`, a StableSR file, and if the model has CFW, the autoencoder with it as `*_cfw.safetensors`.
 
   The text tower's last layer, which is not used and not kept, is written as zeros so that strict loaders accept

@@ -226,7 +226,7 @@ def store_as(path: str | os.PathLike, output: str | os.PathLike, dtype: StoredDt
   return manifest
 
 
-def as_stored(value: np.ndarray, dtype: str, name: str) -> np.ndarray:
+def as_stored(value: np.ndarray, dtype: StoredDtype, name: str) -> np.ndarray:
   """A parameter in the dtype it is stored in: float32, bfloat16 or float16.
 
   Args:

@@ -115,7 +115,7 @@ def _refusal(error: BaseException | None) -> str | None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-  """A filter for logs: the traceback that each of Orbax's threads logs of the one error that the caller gets is none."""
+  """A filter for logs: the traceback that each of Orbax's threads logs of an error that the caller gets, is none."""
   return not (record.exc_info and "orbax" in pathlib.Path(record.pathname).parts)
 
 
