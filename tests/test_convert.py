@@ -25,8 +25,8 @@ rule = synthetic_rule()
 
 @pytest.fixture(autouse=True)
 def small_is_named(monkeypatch):
-  """So that it is told from the tensors, as the published ones are; first, as the tiny one begins alike."""
-  monkeypatch.setattr(configs, "NAMED", {"small": small, **configs.NAMED})
+  """So that it is told from the tensors, as the published ones are."""
+  monkeypatch.setattr(configs, "NAMED", {"small": small, **configs.NAMED})  # before "tiny", which is as wide
 
 
 def tensors(listing: str, keep=lambda name: True) -> dict[str, np.ndarray]:
@@ -127,6 +127,22 @@ def test_stored_dtype(files, tmp_path, dtype):
   kernel = stored["autoencoder"]["encoder"]["conv_in"]["kernel"]
   expected = tensors("small_cfw_checkpoint", lambda name: name == "encoder.conv_in.weight")["encoder.conv_in.weight"]
   np.testing.assert_array_equal(np.asarray(kernel), expected.transpose(2, 3, 1, 0).astype(kernel.dtype))
+
+
+def test_values_beyond_the_stored_dtype_are_named(files, tmp_path):
+  content = tensors("small_cfw_checkpoint", lambda name: "fusion_layer" not in name)
+  content["encoder.conv_in.bias"][3] = 1e5
+  save_file(content, tmp_path / "large.safetensors")
+  with pytest.raises(
+    ValueError, match="large.safetensors: encoder.conv_in.bias has values beyond the range of float16"
+  ):
+    quiet([tmp_path / "large.safetensors"], tmp_path / "half", dtype="float16")
+  quiet([tmp_path / "large.safetensors"], tmp_path / "whole")
+  with pytest.raises(
+    ValueError, match="whole: autoencoder/encoder/conv_in/bias has values beyond the range of float16"
+  ):
+    store_as(tmp_path / "whole", tmp_path / "half", "float16")
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["large.safetensors", "whole"]
 
 
 def test_a_model_folder_does_not_say_where_it_was_made(files, tmp_path):
