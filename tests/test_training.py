@@ -322,7 +322,8 @@ def test_validation_and_what_is_kept(base, tint, tmp_path):
   assert all(line["validation/psnr/ours"] > 0 and line["validation/ssim/ours"] <= 1 for line in validated)
   grids = sorted((tmp_path / "samples").iterdir())
   assert [path.name for path in grids] == ["0000004.png", "0000006.png"]
-  assert Image.open(grids[0]).size == (2 * 16, 3 * 16)
+  with Image.open(grids[0]) as grid:
+    assert grid.size == (2 * 16, 3 * 16)
 
 
 def test_export_only_writes_the_model_of_the_last_checkpoint(base, tint, tmp_path):
@@ -339,7 +340,8 @@ def test_export_only_writes_the_model_of_the_last_checkpoint(base, tint, tmp_pat
 
 def test_a_batch_that_the_devices_cannot_divide_is_refused(base, tmp_path, monkeypatch):
   optimizer = dataclasses.replace(base.optimizer, accumulation=2)
-  monkeypatch.setattr(loop, "data_mesh", lambda: jax.sharding.AbstractMesh((4,), ("data",)))
+  four = jax.sharding.Mesh(np.repeat(jax.devices()[:1], 4), ("data",))
+  monkeypatch.setattr(loop, "data_mesh", lambda: four)
   with pytest.raises(ValueError, match=r"batch-size 4: must be a multiple of 8 \(4 devices x accumulation 2\)"):
     loop.train(dataclasses.replace(base, optimizer=optimizer), tmp_path / "run")
 
@@ -570,9 +572,9 @@ def test_a_missing_config_is_named(tmp_path, capsys):
   [
     ("x = 1", "wrong.py: has no get_config()"),
     ("def get_config(): return 1", "wrong.py: get_config() must return a TrainConfig, not int"),
-    ("def get_config(:", "wrong.py: invalid syntax"),
-    ("import nothing_of_this_name", "wrong.py: No module named 'nothing_of_this_name'"),
-    (CONFIG.format(stage="steps=-1"), "wrong.py: from_cli() got an unexpected keyword argument 'steps'"),
+    ("def get_config(:", "wrong.py:1: SyntaxError: invalid syntax"),
+    ("import nothing_of_this_name", "wrong.py:1: ModuleNotFoundError: No module named 'nothing_of_this_name'"),
+    (CONFIG.format(stage="steps=-1"), "wrong.py:8: TypeError: from_cli() got an unexpected keyword argument 'steps'"),
   ],
 )
 def test_a_config_that_is_none_is_named(tmp_path, capsys, text, message):
