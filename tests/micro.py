@@ -70,10 +70,10 @@ def restorer(**options: Any) -> StableSR:
 
 def write(folder: pathlib.Path, config: ModelConfig = MODEL, **fields: Any) -> pathlib.Path:
   """A converted model of the parts that `config` has; `fields` of its manifest."""
-  writer = ModelWriter(folder)
-  for part, values in params(config).items():
-    writer.write(part, {NULL_PROMPT: values} if part == NULL_PROMPT else values)
-  writer.commit(Manifest(folder.name, config, **{"sampling": SAMPLING, **fields}))
+  with ModelWriter(folder) as writer:
+    for part, values in params(config).items():
+      writer.write(part, {NULL_PROMPT: values} if part == NULL_PROMPT else values)
+    writer.commit(Manifest(folder.name, config, **{"sampling": SAMPLING, **fields}))
   return folder
 
 
