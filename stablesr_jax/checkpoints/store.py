@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
 import jax
@@ -19,7 +19,7 @@ from stablesr_jax.config import ComputeConfig, LPIPSConfig, ModelConfig, Samplin
 from stablesr_jax.errors import UserError, first_line
 from stablesr_jax.models import lpips
 from stablesr_jax.models.components import COMPONENTS, abstract_params
-from stablesr_jax.models.parameters import Params, flat
+from stablesr_jax.models.parameters import Params, flat, split
 from stablesr_jax.settings import from_json, settings, to_json
 
 FORMAT = 1
@@ -171,6 +171,7 @@ def load_params(
   *,
   dtype: str = "float32",
   sharding: jax.sharding.Sharding | None = None,
+  chosen: Callable[[str], bool] | None = None,
 ) -> dict[str, Params]:
   """Loads parts of a converted model.
 
@@ -178,6 +179,8 @@ def load_params(
     parts: names from `COMPONENTS`, or "null_prompt".
     dtype: of the parameters in memory.
     sharding: of every parameter; by default the first device.
+    chosen: Tells by its path ("down_0_0/residual/conv1/kernel") whether a parameter of a part in `COMPONENTS` is read;
+      others are left out of the part's tree. By default all are read.
 
   Raises:
     UserError: a part is absent, damaged or of another architecture than `model.json` says.
@@ -188,7 +191,10 @@ def load_params(
     if part in COMPONENTS:
       if getattr(manifest.architecture, part) is None:
         raise UserError(f"{path}: this model has no {part.replace('_', ' ')}")
-      loaded[part] = _load(path / part, abstract_params(manifest.architecture, part), dtype, sharding)
+      abstract = abstract_params(manifest.architecture, part)
+      if chosen is not None:
+        abstract = split(abstract, chosen)[0]
+      loaded[part] = _load(path / part, abstract, dtype, sharding, partial=chosen is not None)
     else:
       architecture = manifest.architecture
       if architecture.unet is None:
@@ -270,11 +276,28 @@ def load_lpips(
   return lpips.LPIPS(config, compute), params
 
 
-def _load(path: pathlib.Path, abstract: Params, dtype: str, sharding: jax.sharding.Sharding | None) -> Params:
-  """The tree `abstract`, in shapes alone, from one Orbax checkpoint."""
+def _load(
+  path: pathlib.Path,
+  abstract: Params,
+  dtype: str,
+  sharding: jax.sharding.Sharding | None,
+  *,
+  partial: bool = False,
+) -> Params:
+  """The tree `abstract`, in shapes alone, from one Orbax checkpoint, which has no others unless `partial`."""
   sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  if partial and not abstract:  # Orbax takes no empty tree
+    return {}
   target = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, np.dtype(dtype), sharding=sharding), abstract)
+  context = ocp.Context()
+  context.pytree.loading.partial_load = partial
   try:
-    return ocp.load(str(path), target)
+    with context:
+      loaded = ocp.load(str(path), target)
   except Exception as error:  # Orbax's errors are many and long; the first line says what is wrong.
     raise UserError(f"{path}: cannot be loaded: {first_line(error)}") from error
+  # Of a partial tree, what the file lacks comes back as it was asked for.
+  missing = [name for name, leaf in flat(loaded).items() if isinstance(leaf, jax.ShapeDtypeStruct)]
+  if missing:
+    raise UserError(f"{path}: cannot be loaded: lacks {missing[0]}")
+  return loaded

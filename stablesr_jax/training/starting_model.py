@@ -1,5 +1,6 @@
 """The converted model that a stage starts from: its frozen parts, and initial values of trained ones."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 
 from stablesr_jax.checkpoints.store import NULL_PROMPT, Manifest, load_params, read_manifest
 from stablesr_jax.errors import UserError
-from stablesr_jax.models.parameters import Params
+from stablesr_jax.models.parameters import Params, is_cfw
 from stablesr_jax.parallel import replicated
 from stablesr_jax.settings import to_json
 from stablesr_jax.training.config import TrainConfig
@@ -50,25 +51,29 @@ def _difference(part: str, there: dict[str, Any], wanted: dict[str, Any], whole:
   return ", ".join(f"{part}.{name} is {there[name]}, not {wanted[name]}" for name in differing)
 
 
-def load(config: TrainConfig, manifest: Manifest, parts: tuple[str, ...], mesh: jax.sharding.Mesh) -> dict[str, Params]:
-  """Float32 parameters of the starting model, on every device."""
-  return load_params(str(config.model_path), manifest, parts, sharding=replicated(mesh))
+def load(
+  config: TrainConfig,
+  manifest: Manifest,
+  parts: tuple[str, ...],
+  mesh: jax.sharding.Mesh,
+  chosen: Callable[[str], bool] | None = None,
+  dtype: str = "float32",
+) -> dict[str, Params]:
+  """Parameters of the starting model, on every device; of its parts only those whose path is chosen are read."""
+  sharding = replicated(mesh)
+  return load_params(str(config.model_path), manifest, parts, dtype=dtype, sharding=sharding, chosen=chosen)
 
 
 def load_latents(
   config: TrainConfig, manifest: Manifest, context_dim: int, mesh: jax.sharding.Mesh
 ) -> dict[str, Params]:
-  """What every diffusion stage finds in the starting model: "autoencoder", and "null_prompt" or a stand-in for it."""
+  """What every diffusion stage finds in the starting model, in the dtype that it is computed with: "autoencoder"
+  without CFW, and "null_prompt" or a stand-in for it."""
+  dtype, no_cfw = config.compute.dtype, lambda path: not is_cfw(path)
   if manifest.architecture.unet is not None:
-    return load(config, manifest, ("autoencoder", NULL_PROMPT), mesh)
-  return load(config, manifest, ("autoencoder",), mesh) | {
-    NULL_PROMPT: null_prompt(manifest.architecture.context_length, context_dim, mesh)
-  }
-
-
-def computed(params: Params, config: TrainConfig) -> Params:
-  """Frozen parameters in the dtype that they are computed with: the float32 ones serve nobody."""
-  return jax.tree.map(lambda a: a.astype(config.compute.jax_dtype), params)
+    return load(config, manifest, ("autoencoder", NULL_PROMPT), mesh, no_cfw, dtype)
+  prompt = null_prompt(manifest.architecture.context_length, context_dim, mesh).astype(dtype)
+  return load(config, manifest, ("autoencoder",), mesh, no_cfw, dtype) | {NULL_PROMPT: prompt}
 
 
 def null_prompt(context_length: int, context_dim: int, mesh: jax.sharding.Mesh) -> jax.Array:

@@ -16,7 +16,7 @@ from stablesr_jax.training.config import CfwStage, TrainConfig
 from stablesr_jax.training.logged import Means
 from stablesr_jax.training.stage import Batch, Export
 from stablesr_jax.training.stages.reconstruction import ReconstructionLoss
-from stablesr_jax.training.starting_model import computed, load, open_model
+from stablesr_jax.training.starting_model import load, open_model
 
 
 class CfwTrainer:
@@ -40,8 +40,7 @@ class CfwTrainer:
 
   @functools.cached_property
   def frozen(self) -> Params:
-    autoencoder = split(self._source(), is_cfw)[1]
-    return computed({"autoencoder": autoencoder}, self._config) | self._reconstruction.frozen
+    return {"autoencoder": self._rest(self._config.compute.dtype)} | self._reconstruction.frozen
 
   def init(self, key: jax.Array) -> Params:
     keys = jax.random.split(key)
@@ -50,7 +49,7 @@ class CfwTrainer:
     return trained | self._reconstruction.init(keys[1], self._config.data.crop_size)
 
   def pretrained(self) -> Params:
-    return {"autoencoder": split(self._source(), is_cfw)[0]} if self._goes_on else {}
+    return load(self._config, self._manifest, ("autoencoder",), self._mesh, is_cfw) if self._goes_on else {}
 
   def prepare(self, batch: Batch, keys: jax.Array) -> Batch:
     hr, low = (batch[name].astype(jnp.float32) / 255 for name in ("hr", "lr"))
@@ -72,11 +71,12 @@ class CfwTrainer:
     }
 
   def export(self, params: Params, batch: Callable[[], Batch]) -> Export:
-    unchanged = split(self._source(), is_cfw)[1]
-    return Export(self._architecture, {"autoencoder": merge(unchanged, params["autoencoder"])})
+    return Export(self._architecture, {"autoencoder": merge(self._rest("float32"), params["autoencoder"])})
 
-  def _source(self) -> Params:
-    return load(self._config, self._manifest, ("autoencoder",), self._mesh)["autoencoder"]
+  def _rest(self, dtype: str) -> Params:
+    """The starting model's autoencoder without CFW."""
+    chosen = lambda path: not is_cfw(path)
+    return load(self._config, self._manifest, ("autoencoder",), self._mesh, chosen, dtype)["autoencoder"]
 
   def _decode(self, params: Params, frozen: Params, batch: Batch, weight: float) -> jax.Array:
     _, features = apply(self._module, frozen["autoencoder"], batch["lr"], method="encode")

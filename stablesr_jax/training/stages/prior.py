@@ -14,14 +14,14 @@ from stablesr_jax.diffusion.objective import prediction_target
 from stablesr_jax.diffusion.schedule import add_noise
 from stablesr_jax.errors import UserError
 from stablesr_jax.models import components
-from stablesr_jax.models.parameters import Params, apply, is_modulation, split
+from stablesr_jax.models.parameters import Params, apply, is_modulation
 from stablesr_jax.pixels import to_unit
 from stablesr_jax.training.config import TrainConfig
 from stablesr_jax.training.logged import Means, loss_by_band
 from stablesr_jax.training.randomness import keys_for, normal
 from stablesr_jax.training.stage import Batch, Export
 from stablesr_jax.training.stages.latents import Latents
-from stablesr_jax.training.starting_model import computed, load, load_latents, null_prompt, open_model
+from stablesr_jax.training.starting_model import load, load_latents, null_prompt, open_model
 
 _POSTERIOR, _NOISE, _TIME = 1, 2, 3
 
@@ -45,8 +45,7 @@ class PriorTrainer:
 
   @functools.cached_property
   def frozen(self) -> Params:
-    loaded = load_latents(self._config, self._manifest, self._unet_config.context_dim, self._mesh)
-    return computed(loaded, self._config)
+    return load_latents(self._config, self._manifest, self._unet_config.context_dim, self._mesh)
 
   def init(self, key: jax.Array) -> Params:
     return {"unet": components.init(self._architecture, "unet", key)}
@@ -54,8 +53,7 @@ class PriorTrainer:
   def pretrained(self) -> Params:
     if self._manifest.architecture.unet is None:
       return {}
-    unet = load(self._config, self._manifest, ("unet",), self._mesh)["unet"]
-    return {"unet": split(unet, is_modulation)[1]}
+    return load(self._config, self._manifest, ("unet",), self._mesh, lambda path: not is_modulation(path))
 
   def prepare(self, batch: Batch, keys: jax.Array) -> Batch:
     return {"hr": batch["hr"].astype(jnp.float32) / 127.5 - 1}

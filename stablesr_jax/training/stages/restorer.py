@@ -23,7 +23,7 @@ from stablesr_jax.training.randomness import keys_for, normal
 from stablesr_jax.training.stage import Batch, Export
 from stablesr_jax.training.stages.latents import Latents
 from stablesr_jax.training.stages.low_resolution import prepare_pairs
-from stablesr_jax.training.starting_model import computed, load, load_latents, open_model
+from stablesr_jax.training.starting_model import load, load_latents, open_model
 
 _HR_POSTERIOR, _LR_POSTERIOR, _NOISE, _TIME, _STEPS = 1, 2, 3, 4, 10
 
@@ -58,8 +58,7 @@ class RestorerTrainer:
   @functools.cached_property
   def frozen(self) -> Params:
     loaded = load_latents(self._config, self._manifest, self._unet.config.context_dim, self._mesh)
-    loaded["unet"] = {} if self._train_prior else split(self._source_unet(), is_modulation)[1]
-    return computed(loaded, self._config)
+    return loaded | {"unet": {} if self._train_prior else self._prior(self._config.compute.dtype)}
 
   def init(self, key: jax.Array) -> Params:
     keys = jax.random.split(key)
@@ -72,12 +71,10 @@ class RestorerTrainer:
   def pretrained(self) -> Params:
     there, wanted = self._manifest.architecture, self.architecture
     found: Params = {}
-    if there.unet is not None:
-      unet = split(self._source_unet(), is_modulation)
-      if there.unet == wanted.unet:
-        found["unet"] = split(merge(*unet), self._is_trained)[0]
-      elif self._train_prior:
-        found["unet"] = unet[1]
+    if there.unet is not None and there.unet == wanted.unet:
+      found |= load(self._config, self._manifest, ("unet",), self._mesh, self._is_trained)
+    elif there.unet is not None and self._train_prior:
+      found["unet"] = self._prior("float32")
     if there.time_aware_encoder is not None:
       found |= load(self._config, self._manifest, ("time_aware_encoder",), self._mesh)
     return found
@@ -128,7 +125,8 @@ class RestorerTrainer:
   def export(self, params: Params, batch: Callable[[], Batch]) -> Export:
     unet = params["unet"]
     if not self._train_prior:
-      unet = merge(split(self._source_unet(), is_modulation)[1], unet)
+      exact = self._config.compute.dtype == "float32"
+      unet = merge(self.frozen["unet"] if exact else self._prior("float32"), unet)
     written = {"unet": unet, "time_aware_encoder": params["time_aware_encoder"]}
     if self._manifest.architecture.unet is None:
       written[NULL_PROMPT] = {NULL_PROMPT: self.frozen[NULL_PROMPT].astype(jnp.float32)}
@@ -137,8 +135,11 @@ class RestorerTrainer:
   def _is_trained(self, path: str) -> bool:
     return self._train_prior or is_modulation(path)
 
-  def _source_unet(self) -> Params:
-    return load(self._config, self._manifest, ("unet",), self._mesh)["unet"]
+  def _prior(self, dtype: str) -> Params:
+    """The starting model's UNet without what steers it."""
+    return load(self._config, self._manifest, ("unet",), self._mesh, lambda path: not is_modulation(path), dtype)[
+      "unet"
+    ]
 
   def _predict(self, params: Params, frozen: Params, x: jax.Array, t: jax.Array, low: jax.Array) -> jax.Array:
     structure = apply(self._encoder, params["time_aware_encoder"], low, t)
