@@ -14,6 +14,7 @@ from stablesr_jax.models.parameters import flat, is_modulation
 from stablesr_jax.parallel import data_mesh
 from stablesr_jax.training.stages.restorer import RestorerTrainer
 from tests.micro import MODEL, random_params
+from tests.recipes import restorer
 
 PARTS = ("unet", "time_aware_encoder", "autoencoder")
 
@@ -41,9 +42,7 @@ def write(folder, architecture, parts):
 
 
 def stage(folder, dtype):
-  config = dataclasses.replace(
-    micro("tiny_restorer"), model=MODEL, model_path=str(folder), compute=ComputeConfig(dtype=dtype)
-  )
+  config = dataclasses.replace(restorer(), model_path=str(folder), compute=ComputeConfig(dtype=dtype))
   return RestorerTrainer(config, data_mesh())
 
 
