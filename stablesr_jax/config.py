@@ -187,9 +187,14 @@ class DiscriminatorConfig:
 
 @settings
 class LPIPSConfig:
-  """The perceptual distance's VGG16, `width` channels in its first stage and 8 times as many in its last."""
+  """The perceptual distance's VGG16, `width` channels in its first stage and 8 times as many in its last.
+
+  Attributes:
+    stages: how many of the five are compared; the first three cost 60 % of all.
+  """
 
   width: Count = 64
+  stages: Annotated[int, Field(ge=1, le=5)] = 5
 
 
 @settings
@@ -252,9 +257,11 @@ class SamplingConfig:
 
   Attributes:
     sampler: "ddpm" (ancestral) or "ddim" (deterministic unless `eta` > 0).
-    steps: respaced denoising steps, 2 to start_step + 1.
+    steps: respaced denoising steps, 1 to start_step + 1. A single one leads from `start_step` to x0.
     start_step: timestep at which the noised LR latent starts, at most the diffusion's steps - 1; 999 is the paper's.
       Lower keeps more of the input.
+    start_noise: factor of the noise in the start, the forward process's and the posterior's, 0 to 1; 1 is the paper's,
+      0 starts from the mean LR latent, scaled as it is at `start_step`.
     eta: DDIM's noise, 0 to 1.
     guidance_scale: s of eq. 8; 1 is no guidance.
     prompt, negative_prompt: "" is the null prompt.
@@ -265,8 +272,9 @@ class SamplingConfig:
   """
 
   sampler: Literal["ddpm", "ddim"] = "ddpm"
-  steps: Annotated[int, Field(ge=2)] = 200
+  steps: Count = 200
   start_step: Count = 999
+  start_noise: Fraction = 1.0
   eta: Fraction = 0.0
   guidance_scale: NotNegative = 1.0
   prompt: str = ""

@@ -52,9 +52,11 @@ class Arguments:
   sampler: Annotated[Literal["ddpm", "ddim"] | None, _own("ddpm|ddim")] = None
   """ddpm (the paper's) or ddim, for few steps"""
   steps: Annotated[int | None, _own("N")] = None
-  """denoising steps: 200 in the paper, 4 for Turbo weights"""
+  """denoising steps: 200 in the paper, 4 for Turbo weights, 1 for models trained to need no more"""
   start_step: Annotated[int | None, _own("T")] = None
   """timestep of the noised input that sampling starts from, 1 to 999 (the paper's); lower keeps more of the input"""
+  start_noise: Annotated[float | None, _own("S")] = None
+  """factor of the noise in that input: 1 is the paper's, 0 starts from the input itself"""
   eta: Annotated[float | None, _own("ETA")] = None
   """DDIM's noise, 0 (deterministic) to 1"""
   seed: int = SEED

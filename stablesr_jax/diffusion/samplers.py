@@ -56,9 +56,9 @@ def ddim(config: DiffusionConfig, timesteps: Int[np.ndarray, " s"], eta: float =
 
 
 def plan(diffusion: DiffusionConfig, sampling: SamplingConfig) -> Steps:
-  """The steps that a sampling configuration asks for."""
+  """The steps that a sampling configuration asks for. A single one leads to x0, whichever the sampler."""
   timesteps = respaced_timesteps(sampling.steps, sampling.start_step)
-  if sampling.sampler == "ddim":
+  if sampling.sampler == "ddim" and sampling.steps > 1:
     return ddim(diffusion, timesteps, sampling.eta)
   return ddpm(diffusion, timesteps)
 
@@ -67,8 +67,8 @@ def start(
   diffusion: DiffusionConfig, sampling: SamplingConfig, lr_latents: PyTree[Latent], noise: PyTree[Latent]
 ) -> tuple[PyTree[Latent], Steps]:
   """Where sampling starts, the noised latents of LR images (any tree of arrays), and the steps from there."""
-  x = jax.tree.map(lambda x0, noise: add_noise(diffusion, x0, noise, sampling.start_step), lr_latents, noise)
-  return x, plan(diffusion, sampling)
+  at_start = lambda x0, noise: add_noise(diffusion, x0, sampling.start_noise * noise, sampling.start_step)
+  return jax.tree.map(at_start, lr_latents, noise), plan(diffusion, sampling)
 
 
 def step(x: Latent, prediction: Latent, noise: Latent, coefficients: Steps) -> Latent:

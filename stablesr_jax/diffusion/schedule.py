@@ -76,7 +76,9 @@ def add_noise(
 
 
 def respaced_timesteps(steps: int, start: int = 999) -> Int[np.ndarray, "{steps}"]:
-  """Timesteps that are evenly spaced from 0 to `start`, both included, int64."""
+  """Timesteps that are evenly spaced from 0 to `start`, both included, int64; a single one is `start`."""
+  if steps == 1:
+    return np.array([start], np.int64)
   return np.round(np.arange(steps) * (start / (steps - 1))).astype(np.int64)
 
 

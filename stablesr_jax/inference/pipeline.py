@@ -175,7 +175,7 @@ class StableSR:
     encoded = [self.autoencoder.encode(image) for image in padded]
 
     key = lambda k, purpose: jax.random.fold_in(keys[k], purpose)
-    latents = [self._sample_latent(moments, key(k, _POSTERIOR)) for k, (moments, _) in enumerate(encoded)]
+    latents = [self._sample_latent(moments, key(k, _POSTERIOR), sampling) for k, (moments, _) in enumerate(encoded)]
     noise = [jax.random.normal(key(k, _START), latent.shape) for k, latent in enumerate(latents)]
     start, steps = samplers.start(self.config.diffusion, sampling, latents, noise)
     sampled = self.denoiser.sample(
@@ -221,10 +221,10 @@ class StableSR:
       size = (max(shortest, round(size[0] * factor)), max(shortest, round(size[1] * factor)))
     return fit(jnp.asarray(image, jnp.float32), size)
 
-  def _sample_latent(self, moments: jax.Array, key: jax.Array) -> jax.Array:
+  def _sample_latent(self, moments: jax.Array, key: jax.Array, sampling: SamplingConfig) -> jax.Array:
     config = self.autoencoder.config
     noise = jax.random.normal(key, (*moments.shape[:2], config.latent_channels))
-    return config.scale_factor * sample_posterior(moments, noise)
+    return config.scale_factor * sample_posterior(moments, sampling.start_noise * noise)
 
   def _prompts_of(self, sampling: SamplingConfig) -> list[str]:
     """The prompt, and behind it the negative prompt where guidance needs it."""

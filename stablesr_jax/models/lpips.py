@@ -15,12 +15,12 @@ from stablesr_jax.config import ComputeConfig, LPIPSConfig
 from stablesr_jax.models.layers import Conv
 
 # Of VGG16's five stages: how many convolutions each has, and how many times `width` channels.
-_CONVOLUTIONS = (2, 2, 3, 3, 3)
+CONVOLUTIONS = (2, 2, 3, 3, 3)
 _MULTIPLIERS = (1, 2, 4, 8, 8)
 _SMALLEST = 16  # pixels: four halvings
 # LPIPS v0.1 brings [-1, 1] to about the statistics that VGG16 was trained with.
-_SHIFT = np.array([-0.030, -0.088, -0.188], np.float32).reshape(1, 1, 1, 3)
-_SCALE = np.array([0.458, 0.448, 0.450], np.float32).reshape(1, 1, 1, 3)
+SHIFT = np.array([-0.030, -0.088, -0.188], np.float32).reshape(1, 1, 1, 3)
+SCALE = np.array([0.458, 0.448, 0.450], np.float32).reshape(1, 1, 1, 3)
 
 
 class VGGStage(nn.Module):
@@ -63,8 +63,8 @@ class LPIPS(nn.Module):
     stage = nn.remat(VGGStage) if self.compute.remat else VGGStage
     stages = [
       stage(multiplier * self.config.width, convolutions, self.compute, name=f"stage_{i}")
-      for i, (multiplier, convolutions) in enumerate(zip(_MULTIPLIERS, _CONVOLUTIONS, strict=True))
-    ]
+      for i, (multiplier, convolutions) in enumerate(zip(_MULTIPLIERS, CONVOLUTIONS, strict=True))
+    ][: self.config.stages]
     total = jnp.zeros(a.shape[0], jnp.float32)
     for i, (x, y) in enumerate(zip(_features(stages, a), _features(stages, b), strict=True)):
       # The head is linear, so it may as well come after the mean over the pixels.
@@ -77,7 +77,7 @@ class LPIPS(nn.Module):
 
 def _features(stages: Sequence[nn.Module], image: jax.Array) -> list[jax.Array]:
   """What each stage gives, before the pooling that follows it."""
-  h, features = (image.astype(jnp.float32) - _SHIFT) / _SCALE, []
+  h, features = (image.astype(jnp.float32) - SHIFT) / SCALE, []
   for i, stage in enumerate(stages):
     if i:
       h = nn.max_pool(h, (2, 2), (2, 2))

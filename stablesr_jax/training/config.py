@@ -77,7 +77,32 @@ class CfwStage:
   discriminator: DiscriminatorConfig = DiscriminatorConfig()
 
 
-Stage = AutoencoderStage | PriorStage | RestorerStage | CfwDataStage | CfwStage
+@settings
+class OneStepStage:
+  """A trained restorer made to need a single evaluation, end to end and judged in pixels.
+
+  The LR latent enters at the run's `sampling.start_step` with `sampling.start_noise`, and what the network makes of it
+  is decoded with CFW. The picture with w = `sampling.fidelity_weight` has the whole loss: L1, perceptual, adversarial.
+  Where that is below 1, w = 1 is trained beside it with L1 alone, and stays the faithful end.
+
+  Attributes:
+    trained: "steering": time-aware encoder, SFT and CFW, on a frozen prior and autoencoder; "all": the whole UNet and
+      autoencoder, too.
+    teacher_weight: of the L1 distance to what the starting model makes of the same LR image by `teacher`; 0 asks none.
+  """
+
+  degradation: DegradationSettings = DegradationSettings()
+  trained: Literal["steering", "all"] = "steering"
+  perceptual_weight: NotNegative = 1.0
+  lpips: Name | None = None
+  adversarial_weight: NotNegative = 0.025
+  adversarial_start: Natural = 501
+  discriminator: DiscriminatorConfig = DiscriminatorConfig()
+  teacher_weight: NotNegative = 0.0
+  teacher: SamplingConfig = SamplingConfig(sampler="ddim", steps=20)
+
+
+Stage = AutoencoderStage | PriorStage | RestorerStage | CfwDataStage | CfwStage | OneStepStage
 
 
 @settings

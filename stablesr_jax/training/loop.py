@@ -19,7 +19,14 @@ from stablesr_jax.models.parameters import merge
 from stablesr_jax.parallel import batched, data_mesh, for_devices
 from stablesr_jax.training import state as states
 from stablesr_jax.training.checkpointing import Checkpoints, note_config
-from stablesr_jax.training.config import AutoencoderStage, CfwStage, PriorStage, RestorerStage, TrainConfig
+from stablesr_jax.training.config import (
+  AutoencoderStage,
+  CfwStage,
+  OneStepStage,
+  PriorStage,
+  RestorerStage,
+  TrainConfig,
+)
 from stablesr_jax.training.logged import Means
 from stablesr_jax.training.metric_writer import MetricWriter, means
 from stablesr_jax.training.model_export import export
@@ -27,6 +34,7 @@ from stablesr_jax.training.randomness import sample_keys
 from stablesr_jax.training.stage import TrainedStage
 from stablesr_jax.training.stages.autoencoder import AutoencoderTrainer
 from stablesr_jax.training.stages.cfw import CfwTrainer
+from stablesr_jax.training.stages.one_step import OneStepTrainer
 from stablesr_jax.training.stages.prior import PriorTrainer
 from stablesr_jax.training.stages.restorer import RestorerTrainer
 from stablesr_jax.training.stopping import StopRequest
@@ -36,6 +44,7 @@ STAGES = {
   PriorStage: PriorTrainer,
   RestorerStage: RestorerTrainer,
   CfwStage: CfwTrainer,
+  OneStepStage: OneStepTrainer,
 }
 
 

@@ -1,4 +1,4 @@
-"""The loss of images against images, for the autoencoder and for CFW: L1, LPIPS, and a discriminator's verdict."""
+"""The loss of images against images, of all stages that train a decoder: L1, LPIPS, and a discriminator's verdict."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from stablesr_jax.models.discriminator import (
 )
 from stablesr_jax.models.parameters import Params, apply
 from stablesr_jax.parallel import replicated
-from stablesr_jax.training.config import AutoencoderStage, CfwStage
+from stablesr_jax.training.config import AutoencoderStage, CfwStage, OneStepStage
 from stablesr_jax.training.logged import Means
 
 DISCRIMINATOR, LPIPS = "discriminator", "lpips"
@@ -32,7 +32,9 @@ class ReconstructionLoss:
   layer; at its output, the image, the same is had without going through the network twice.
   """
 
-  def __init__(self, settings: AutoencoderStage | CfwStage, compute: ComputeConfig, mesh: jax.sharding.Mesh):
+  def __init__(
+    self, settings: AutoencoderStage | CfwStage | OneStepStage, compute: ComputeConfig, mesh: jax.sharding.Mesh
+  ):
     """
     Raises:
       UserError: LPIPS is asked for and there are no weights.

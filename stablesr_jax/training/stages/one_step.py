@@ -1,0 +1,151 @@
+"""Training a restorer of a single evaluation end to end: LR latent, network, decoder with CFW, loss in pixels."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from stablesr_jax.checkpoints.store import NULL_PROMPT
+from stablesr_jax.config import SamplingConfig
+from stablesr_jax.diffusion import samplers
+from stablesr_jax.diffusion.schedule import q_sample, signal_and_noise
+from stablesr_jax.errors import UserError
+from stablesr_jax.models import components
+from stablesr_jax.models.kl_autoencoder import posterior
+from stablesr_jax.models.parameters import Params, apply, is_cfw, is_modulation, merge, split
+from stablesr_jax.pixels import to_unit
+from stablesr_jax.training.config import OneStepStage, TrainConfig
+from stablesr_jax.training.logged import Means
+from stablesr_jax.training.randomness import keys_for, normal
+from stablesr_jax.training.stage import Batch, Export
+from stablesr_jax.training.stages.low_resolution import prepare_pairs
+from stablesr_jax.training.stages.reconstruction import ReconstructionLoss
+from stablesr_jax.training.starting_model import computed, load, open_model
+
+PARTS = ("unet", "time_aware_encoder", "autoencoder")
+_TEACHER = "teacher"
+_POSTERIOR, _NOISE, _STEPS = 1, 2, 10
+
+
+class OneStepTrainer:
+  """Trains what `stage.trained` says of "unet", "time_aware_encoder" and "autoencoder", and a "discriminator"."""
+
+  def __init__(self, config: TrainConfig, mesh: jax.sharding.Mesh):
+    stage = config.stage
+    assert isinstance(stage, OneStepStage)
+    if config.sampling.steps != 1:
+      raise UserError(f"sampling.steps {config.sampling.steps}: this stage trains a single one")
+    if config.model.autoencoder is None or not config.model.autoencoder.cfw:
+      raise UserError("model.autoencoder.cfw: this stage trains it; must be true")
+    self._config, self._stage, self._mesh = config, stage, mesh
+    self._manifest = open_model(config, PARTS, whole=True)
+    there = self._manifest.architecture
+    assert there.autoencoder is not None
+    self._autoencoder = dataclasses.replace(config.model.autoencoder, scale_factor=there.autoencoder.scale_factor)
+    self._architecture = dataclasses.replace(there, autoencoder=self._autoencoder)
+    self._modules = components.modules(self._architecture, config.compute)
+    self._reconstruction = ReconstructionLoss(stage, config.compute, mesh)
+
+  @functools.cached_property
+  def frozen(self) -> Params:
+    source = self._source()
+    frozen = {part: split(source[part], lambda path, part=part: not self._is_trained(part, path))[0] for part in PARTS}
+    frozen[NULL_PROMPT] = source[NULL_PROMPT]
+    if self._stage.teacher_weight > 0:
+      frozen[_TEACHER] = self._trained(source)  # with the parts that never change, the starting model
+    return computed(frozen, self._config) | self._reconstruction.frozen
+
+  def init(self, key: jax.Array) -> Params:
+    keys = jax.random.split(key, len(PARTS) + 1)
+    params = {part: components.init(self._architecture, part, k) for part, k in zip(PARTS, keys[1:], strict=True)}
+    return self._trained(params) | self._reconstruction.init(keys[0], self._config.data.crop_size)
+
+  def pretrained(self) -> Params:
+    source = self._source()
+    if self._manifest.architecture.autoencoder != self._autoencoder:  # CFW of another kind, or none
+      source["autoencoder"] = split(source["autoencoder"], is_cfw)[1]
+    return self._trained(source)
+
+  def prepare(self, batch: Batch, keys: jax.Array) -> Batch:
+    return prepare_pairs(batch, keys, self._stage.degradation)
+
+  def loss(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array, step: Any) -> tuple[jax.Array, Means]:
+    count, logged = jnp.float32(len(keys)), {}
+    whole = _merged(frozen, params)
+    latent, features = self._restore(whole, frozen, batch["lr"], keys, self._config.sampling)
+    weight = self._config.sampling.fidelity_weight
+    image = self._decode(whole, latent, features, weight)
+    loss, logged = self._reconstruction(params, frozen, image, batch["hr"], step)
+    if weight < 1:
+      faithful = jnp.mean(jnp.abs(self._decode(whole, latent, features, 1.0) - batch["hr"]))
+      loss += faithful
+      logged["l1/w=1"] = (faithful * count, count)
+    if self._stage.teacher_weight > 0:
+      distance = jnp.mean(jnp.abs(image - self._teach(frozen, batch["lr"], keys)))
+      loss += self._stage.teacher_weight * distance
+      logged["teacher"] = (distance * count, count)
+    return loss, {"loss": (loss * count, count), **logged}
+
+  def validate(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array) -> dict[str, jax.Array]:
+    whole, sampling = _merged(frozen, params), self._config.sampling
+    latent, features = self._restore(whole, frozen, batch["lr"], keys, sampling)
+    weights = {f"w = {w:g}": w for w in (0.0, 1.0) if w != sampling.fidelity_weight} | {
+      "ours": sampling.fidelity_weight
+    }
+    return {
+      "lr, bicubic": to_unit(batch["lr"]),
+      **{name: to_unit(self._decode(whole, latent, features, w)) for name, w in weights.items()},
+      "hr": to_unit(batch["hr"]),
+    }
+
+  def export(self, params: Params, batch: Callable[[], Batch]) -> Export:
+    source = self._source()
+    return Export(self._architecture, {part: merge(source[part], params[part]) for part in PARTS})
+
+  def _teach(self, frozen: Params, lr: jax.Array, keys: jax.Array) -> jax.Array:
+    """The starting model's picture; a constant to differentiation."""
+    whole, sampling = _merged(frozen, frozen[_TEACHER]), self._stage.teacher
+    picture = self._decode(whole, *self._restore(whole, frozen, lr, keys, sampling), sampling.fidelity_weight)
+    return jax.lax.stop_gradient(picture)
+
+  def _restore(
+    self, whole: Params, frozen: Params, lr: jax.Array, keys: jax.Array, sampling: SamplingConfig
+  ) -> tuple[jax.Array, Any]:
+    """LR images (B, H, W, 3) in [-1, 1], enlarged -> the diffusion's latents (B, h, w, 4), and features for CFW."""
+    diffusion = self._architecture.diffusion
+    moments, features = apply(self._modules["autoencoder"], whole["autoencoder"], lr, method="encode")
+    mean, std = posterior(moments)
+    noise = lambda purpose: normal(keys_for(keys, purpose), mean.shape[1:])
+    low = self._autoencoder.scale_factor * (mean + sampling.start_noise * std * noise(_POSTERIOR))
+    signal, level = (table[sampling.start_step] for table in signal_and_noise(diffusion))
+
+    def predict(x: jax.Array, t: jax.Array) -> jax.Array:
+      t = jnp.broadcast_to(t, len(x))
+      structure = apply(self._modules["time_aware_encoder"], whole["time_aware_encoder"], low, t)
+      return apply(self._modules["unet"], whole["unet"], x, t, frozen[NULL_PROMPT][None], structure)
+
+    start = q_sample(low, noise(_NOISE), signal, sampling.start_noise * level)
+    return samplers.run(predict, start, samplers.plan(diffusion, sampling), lambda i: noise(_STEPS + i)), features
+
+  def _decode(self, whole: Params, latent: jax.Array, features: Any, weight: float) -> jax.Array:
+    z = latent / self._autoencoder.scale_factor
+    return apply(self._modules["autoencoder"], whole["autoencoder"], z, features, weight, method="decode")
+
+  def _trained(self, params: Params) -> Params:
+    return {part: split(params[part], lambda path, part=part: self._is_trained(part, path))[0] for part in PARTS}
+
+  def _is_trained(self, part: str, path: str) -> bool:
+    if self._stage.trained == "all" or part == "time_aware_encoder":
+      return True
+    return is_modulation(path) if part == "unet" else is_cfw(path)
+
+  def _source(self) -> Params:
+    return load(self._config, self._manifest, (*PARTS, NULL_PROMPT), self._mesh)
+
+
+def _merged(frozen: Params, trained: Params) -> Params:
+  """Each part's parameters, those that are trained and those that are not."""
+  return {part: merge(frozen[part], trained[part]) for part in PARTS}
