@@ -63,7 +63,7 @@ class Photograph:
 def read_list(path: pathlib.Path = LIST) -> list[Photograph]:
   with open(path, newline="", encoding="utf-8") as file:
     rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-    return [Photograph(**row | {"shrink": float(row["shrink"])}) for row in rows]
+    return [Photograph(shrink=float(row.pop("shrink")), **row) for row in rows]
 
 
 def read_photograph(photograph: Photograph, packages: pathlib.Path) -> Image.Image:

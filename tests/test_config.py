@@ -63,7 +63,7 @@ def test_sizes_that_do_not_go_together_are_named(make, message):
   "field, value",
   [
     ("sampler", "euler"),
-    ("steps", 1),
+    ("steps", 0),
     ("steps", 1001),
     ("start_step", 0),
     ("eta", 1.5),

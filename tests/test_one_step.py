@@ -136,7 +136,7 @@ def test_all_trains_every_part(base, tmp_path):
 def test_more_steps_or_no_cfw_are_refused(base, tmp_path):
   with pytest.raises(ValueError, match=r"sampling\.steps 2"):
     train(dataclasses.replace(base, sampling=dataclasses.replace(ONE_STEP, steps=2)), tmp_path)
-  plain = dataclasses.replace(MICRO, autoencoder=dataclasses.replace(MICRO.autoencoder, cfw=False))
+  plain = dataclasses.replace(MICRO, autoencoder=AutoencoderConfig(cfw=False))
   with pytest.raises(ValueError, match="cfw"):
     train(dataclasses.replace(base, model=plain), tmp_path)
 
