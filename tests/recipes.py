@@ -17,6 +17,7 @@ from stablesr_jax.training.config import (
   AutoencoderStage,
   CfwDataStage,
   CfwStage,
+  OneStepStage,
   OptimizerConfig,
   TrainConfig,
   ValidationConfig,
@@ -47,7 +48,7 @@ def micro(name: str) -> TrainConfig:
     batch_size=2,
     log_every=1,
     checkpoint_every=2,
-    sampling=dataclasses.replace(config.sampling, steps=2),
+    sampling=dataclasses.replace(config.sampling, steps=min(2, config.sampling.steps)),
     validation=validation,
   )
 
@@ -61,7 +62,7 @@ def source_of(config: TrainConfig) -> list[str]:
 def _micro_stage(stage: Any) -> Any:
   if isinstance(stage, CfwDataStage):
     return dataclasses.replace(stage, count=4)
-  if isinstance(stage, AutoencoderStage | CfwStage):
+  if isinstance(stage, AutoencoderStage | CfwStage | OneStepStage):
     return dataclasses.replace(stage, perceptual_weight=0.0, lpips=None, discriminator=DiscriminatorConfig(4, 2))
   return stage
 
