@@ -13,7 +13,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "MODEL_CARD.md", *sorted((ROOT / "docs")
 
 def test_fields_that_documents_set_on_the_command_line_exist(capsys):
   there = set()
-  for recipe in ("stablesr_512", "cfw_512", "tiny_autoencoder", "tiny_cfw_data"):
+  for recipe in ("stablesr_512", "cfw_512", "tiny_autoencoder", "tiny_cfw_data", "stablesr_512_one_step"):
     with pytest.raises(SystemExit, match="0"):
       train.main(["--config", str(ROOT / "configs" / f"{recipe}.py"), "--help"])
     there |= set(re.findall(r"(--[a-z0-9.-]+)", capsys.readouterr().out))
