@@ -256,6 +256,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   own.add_argument("--sampler", choices=("ddpm", "ddim"))
   own.add_argument("--steps", type=int)
   own.add_argument("--start-step", type=int)
+  own.add_argument("--start-noise", type=float)
   own.add_argument("--fidelity-weight", type=float)
   own.add_argument("--color-fix", choices=("adain", "wavelet", "none"))
   own.add_argument("--tile-size", type=int)

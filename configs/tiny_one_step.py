@@ -40,12 +40,12 @@ def get_config() -> TrainConfig:
       tile_overlap=16,
     ),
     # Soft photographs, too: a model that has seen crisp ones alone puts a grain on them.
-    data=DataConfig(TRAIN, crop_size=128, scale_range=(0.5, 1.75)),
-    steps=10_000,
-    batch_size=8,
+    data=DataConfig(TRAIN, crop_size=192, scale_range=(0.5, 1.75)),
+    steps=20_000,
+    batch_size=4,
     optimizer=OptimizerConfig(
       learning_rate=3e-4,
-      schedule="cosine",
+      schedule="constant",
       warmup_steps=50,
       betas=(0.9, 0.95),
       weight_decay=0.0,
