@@ -44,8 +44,8 @@ def read_vgg16(path: pathlib.Path, stages: int) -> dict:
     for stage, convolutions in enumerate(CONVOLUTIONS[:stages]):
       layers = {}
       for i in range(convolutions):
-        variables = file[f"block{stage + 1}/layers/conv2d{f'_{i}' if i else ''}/vars"]
-        layers[f"conv_{i}"] = {"kernel": variables["0"][()], "bias": variables["1"][()]}
+        name = f"block{stage + 1}/layers/conv2d{f'_{i}' if i else ''}/vars"
+        layers[f"conv_{i}"] = {"kernel": np.asarray(file[f"{name}/0"]), "bias": np.asarray(file[f"{name}/1"])}
       params[f"stage_{stage}"] = layers
       params[f"head_{stage}"] = {"kernel": np.ones((layers["conv_0"]["bias"].size, 1), np.float32)}
   first = params["stage_0"]["conv_0"]

@@ -10,16 +10,13 @@ import pytest
 from PIL import Image
 
 from stablesr_jax import StableSR
-from stablesr_jax.checkpoints.store import NULL_PROMPT, Manifest, ModelWriter, load_params, read_manifest
+from stablesr_jax.checkpoints.store import load_params, read_manifest
 from stablesr_jax.config import (
   AutoencoderConfig,
   ComputeConfig,
   DiffusionConfig,
   DiscriminatorConfig,
-  ModelConfig,
   SamplingConfig,
-  TimeAwareEncoderConfig,
-  UNetConfig,
 )
 from stablesr_jax.data import DataConfig, SourceConfig
 from stablesr_jax.diffusion import samplers
@@ -27,29 +24,8 @@ from stablesr_jax.diffusion.objective import noised
 from stablesr_jax.models.parameters import flat, is_cfw, is_modulation
 from stablesr_jax.training.config import OneStepStage, OptimizerConfig, TrainConfig, ValidationConfig
 from stablesr_jax.training.loop import train
-from tests.tiny import photograph, random_params
+from tests.micro import MODEL, photograph, write
 
-MICRO = ModelConfig(
-  unet=UNetConfig(
-    channels=8,
-    channel_multipliers=(1, 2),
-    blocks_per_level=1,
-    attention_levels=(),
-    head_channels=8,
-    context_dim=8,
-    structure_channels=8,
-    sft_hidden_channels=8,
-    norm_groups=2,
-  ),
-  time_aware_encoder=TimeAwareEncoderConfig(
-    channels=8, channel_multipliers=(1, 2), blocks_per_level=1, attention_levels=(), out_channels=8, norm_groups=2
-  ),
-  autoencoder=AutoencoderConfig(
-    channels=8, channel_multipliers=(1, 1, 1), blocks_per_level=1, attention=False, norm_groups=2,
-    cfw_growth=4, cfw_blocks=1,
-  ),
-  text_encoder=None,
-)  # fmt: skip
 PARTS = ("unet", "time_aware_encoder", "autoencoder")
 ONE_STEP = SamplingConfig(
   steps=1, start_step=250, start_noise=0.0, fidelity_weight=0.5, color_fix="none", tile_size=16, tile_overlap=8
@@ -65,17 +41,12 @@ def base(tmp_path_factory):
     for name, image in (("hr", hr), ("lr", hr.resize((16, 16), Image.Resampling.BICUBIC))):
       (folder / name).mkdir(exist_ok=True)
       image.save(folder / name / f"{number}.png")
-  writer = ModelWriter(folder / "restorer")
-  for part in PARTS:
-    writer.write(part, random_params(MICRO, part))
-  writer.write(NULL_PROMPT, {NULL_PROMPT: np.zeros((77, 8), np.float32)})
-  writer.commit(Manifest("restorer", MICRO))
   data = DataConfig((SourceConfig("pairs", (str(folder / "hr"),), (str(folder / "lr"),)),), crop_size=64, prefetch=1)
   return TrainConfig(
     stage=OneStepStage(perceptual_weight=0.0, adversarial_start=0, discriminator=DiscriminatorConfig(4, 2)),
     data=data,
-    model=MICRO,
-    model_path=str(folder / "restorer"),
+    model=MODEL,
+    model_path=str(write(folder / "restorer")),
     sampling=ONE_STEP,
     steps=2,
     batch_size=2,
@@ -136,7 +107,7 @@ def test_all_trains_every_part(base, tmp_path):
 def test_more_steps_or_no_cfw_are_refused(base, tmp_path):
   with pytest.raises(ValueError, match=r"sampling\.steps 2"):
     train(dataclasses.replace(base, sampling=dataclasses.replace(ONE_STEP, steps=2)), tmp_path)
-  plain = dataclasses.replace(MICRO, autoencoder=AutoencoderConfig(cfw=False))
+  plain = dataclasses.replace(MODEL, autoencoder=AutoencoderConfig(cfw=False))
   with pytest.raises(ValueError, match="cfw"):
     train(dataclasses.replace(base, model=plain), tmp_path)
 
