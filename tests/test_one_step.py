@@ -20,7 +20,8 @@ from stablesr_jax.config import (
 )
 from stablesr_jax.data import DataConfig, SourceConfig
 from stablesr_jax.diffusion import samplers
-from stablesr_jax.diffusion.objective import noised
+from stablesr_jax.diffusion.objective import prediction_target
+from stablesr_jax.diffusion.schedule import add_noise
 from stablesr_jax.models.parameters import flat, is_cfw, is_modulation
 from stablesr_jax.training.config import OneStepStage, OptimizerConfig, TrainConfig, ValidationConfig
 from stablesr_jax.training.loop import train
@@ -117,7 +118,8 @@ def test_more_steps_or_no_cfw_are_refused(base, tmp_path):
 def test_a_single_step_leads_to_x0(sampler, prediction):
   diffusion = DiffusionConfig(prediction=prediction)
   x0, noise = jax.random.normal(jax.random.key(0), (2, 1, 4, 4, 4))
-  x, target = noised(diffusion, x0, noise, jnp.array([250]))
+  t = jnp.array([250])
+  x, target = add_noise(diffusion, x0, noise, t), prediction_target(diffusion, x0, noise, t)
   steps = samplers.plan(diffusion, SamplingConfig(sampler=sampler, steps=1, start_step=250))
   assert steps.timesteps.tolist() == [250]
   np.testing.assert_allclose(samplers.run(lambda x, t: target, x, steps, lambda i: noise), x0, atol=1e-5)

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 from stablesr_jax.checkpoints.store import NULL_PROMPT
 from stablesr_jax.config import SamplingConfig
 from stablesr_jax.diffusion import samplers
-from stablesr_jax.diffusion.schedule import q_sample, signal_and_noise
 from stablesr_jax.errors import UserError
 from stablesr_jax.models import components
-from stablesr_jax.models.kl_autoencoder import posterior
+from stablesr_jax.models.kl_autoencoder import sample_posterior
 from stablesr_jax.models.parameters import Params, apply, is_cfw, is_modulation, merge, split
 from stablesr_jax.pixels import to_unit
 from stablesr_jax.training.config import OneStepStage, TrainConfig
@@ -70,7 +69,7 @@ class OneStepTrainer:
     return self._trained(source)
 
   def prepare(self, batch: Batch, keys: jax.Array) -> Batch:
-    return prepare_pairs(batch, keys, self._stage.degradation)
+    return prepare_pairs(batch, keys, self._stage.degradation, self._config.compute.platform)
 
   def loss(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array, step: Any) -> tuple[jax.Array, Means]:
     count, logged = jnp.float32(len(keys)), {}
@@ -117,18 +116,17 @@ class OneStepTrainer:
     """LR images (B, H, W, 3) in [-1, 1], enlarged -> the diffusion's latents (B, h, w, 4), and features for CFW."""
     diffusion = self._architecture.diffusion
     moments, features = apply(self._modules["autoencoder"], whole["autoencoder"], lr, method="encode")
-    mean, std = posterior(moments)
-    noise = lambda purpose: normal(keys_for(keys, purpose), mean.shape[1:])
-    low = self._autoencoder.scale_factor * (mean + sampling.start_noise * std * noise(_POSTERIOR))
-    signal, level = (table[sampling.start_step] for table in signal_and_noise(diffusion))
+    shape = (*moments.shape[1:3], self._autoencoder.latent_channels)
+    noise = lambda purpose: normal(keys_for(keys, purpose), shape)
+    low = self._autoencoder.scale_factor * sample_posterior(moments, sampling.start_noise * noise(_POSTERIOR))
 
     def predict(x: jax.Array, t: jax.Array) -> jax.Array:
       t = jnp.broadcast_to(t, len(x))
       structure = apply(self._modules["time_aware_encoder"], whole["time_aware_encoder"], low, t)
       return apply(self._modules["unet"], whole["unet"], x, t, frozen[NULL_PROMPT][None], structure)
 
-    start = q_sample(low, noise(_NOISE), signal, sampling.start_noise * level)
-    return samplers.run(predict, start, samplers.plan(diffusion, sampling), lambda i: noise(_STEPS + i)), features
+    start, steps = samplers.start(diffusion, sampling, low, noise(_NOISE))
+    return samplers.run(predict, start, steps, lambda i: noise(_STEPS + i)), features
 
   def _decode(self, whole: Params, latent: jax.Array, features: Any, weight: float) -> jax.Array:
     z = latent / self._autoencoder.scale_factor
