@@ -22,7 +22,7 @@ from stablesr_jax.training.randomness import keys_for, normal
 from stablesr_jax.training.stage import Batch, Export
 from stablesr_jax.training.stages.low_resolution import prepare_pairs
 from stablesr_jax.training.stages.reconstruction import ReconstructionLoss
-from stablesr_jax.training.starting_model import computed, load, open_model
+from stablesr_jax.training.starting_model import load, open_model
 
 PARTS = ("unet", "time_aware_encoder", "autoencoder")
 _TEACHER = "teacher"
@@ -45,17 +45,19 @@ class OneStepTrainer:
     assert there.autoencoder is not None
     self._autoencoder = dataclasses.replace(config.model.autoencoder, scale_factor=there.autoencoder.scale_factor)
     self._architecture = dataclasses.replace(there, autoencoder=self._autoencoder)
+    self._goes_on = there.autoencoder == self._autoencoder
+    if stage.teacher_weight > 0 and not self._goes_on:
+      raise UserError(f"stage.teacher-weight: {config.model_path} has no CFW as in model.autoencoder to teach with")
     self._modules = components.modules(self._architecture, config.compute)
     self._reconstruction = ReconstructionLoss(stage, config.compute, mesh)
 
   @functools.cached_property
   def frozen(self) -> Params:
-    source = self._source()
-    frozen = {part: split(source[part], lambda path, part=part: not self._is_trained(part, path))[0] for part in PARTS}
-    frozen[NULL_PROMPT] = source[NULL_PROMPT]
+    dtype = self._config.compute.dtype
+    frozen = self._source(False, dtype) | load(self._config, self._manifest, (NULL_PROMPT,), self._mesh, dtype=dtype)
     if self._stage.teacher_weight > 0:
-      frozen[_TEACHER] = self._trained(source)  # with the parts that never change, the starting model
-    return computed(frozen, self._config) | self._reconstruction.frozen
+      frozen[_TEACHER] = self._source(True, dtype)  # with the parts that never change, the starting model
+    return frozen | self._reconstruction.frozen
 
   def init(self, key: jax.Array) -> Params:
     keys = jax.random.split(key, len(PARTS) + 1)
@@ -63,10 +65,10 @@ class OneStepTrainer:
     return self._trained(params) | self._reconstruction.init(keys[0], self._config.data.crop_size)
 
   def pretrained(self) -> Params:
-    source = self._source()
-    if self._manifest.architecture.autoencoder != self._autoencoder:  # CFW of another kind, or none
-      source["autoencoder"] = split(source["autoencoder"], is_cfw)[1]
-    return self._trained(source)
+    found = self._source(True, "float32")
+    if not self._goes_on:  # CFW of another kind, or none
+      found["autoencoder"] = split(found["autoencoder"], is_cfw)[1]
+    return found
 
   def prepare(self, batch: Batch, keys: jax.Array) -> Batch:
     return prepare_pairs(batch, keys, self._stage.degradation, self._config.compute.platform)
@@ -101,8 +103,8 @@ class OneStepTrainer:
     }
 
   def export(self, params: Params, batch: Callable[[], Batch]) -> Export:
-    source = self._source()
-    return Export(self._architecture, {part: merge(source[part], params[part]) for part in PARTS})
+    rest = self._source(False, "float32")
+    return Export(self._architecture, {part: merge(rest[part], params[part]) for part in PARTS})
 
   def _teach(self, frozen: Params, lr: jax.Array, keys: jax.Array) -> jax.Array:
     """The starting model's picture; a constant to differentiation."""
@@ -140,8 +142,14 @@ class OneStepTrainer:
       return True
     return is_modulation(path) if part == "unet" else is_cfw(path)
 
-  def _source(self) -> Params:
-    return load(self._config, self._manifest, (*PARTS, NULL_PROMPT), self._mesh)
+  def _source(self, trained: bool, dtype: str) -> dict[str, Params]:
+    """Of the starting model's parts what is trained, or what is not."""
+
+    def read(part: str) -> Params:
+      chosen = lambda path: self._is_trained(part, path) == trained
+      return load(self._config, self._manifest, (part,), self._mesh, chosen, dtype)[part]
+
+    return {part: read(part) for part in PARTS}
 
 
 def _merged(frozen: Params, trained: Params) -> Params:
