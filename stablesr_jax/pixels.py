@@ -5,11 +5,12 @@ Resizing is by weighted sums of a fixed number of source pixels, so that the siz
 
 import functools
 import math
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 from PIL import Image
 
 from stablesr_jax.errors import UserError
@@ -17,21 +18,23 @@ from stablesr_jax.errors import UserError
 # The order is that of a drawn mode's number.
 MODES = ("area", "bilinear", "bicubic")
 
-Taps = tuple[jax.Array, jax.Array]
+Taps = tuple[Int[Array, "n l"], Float[Array, "n l"]]
+Planes = Float[Array | np.ndarray, "*b h w"]
+Size = int | Int[Array, ""]
 
 
-def resize(planes: jax.Array, height: int, width: int, mode: str) -> jax.Array:
+def resize(planes: Planes, height: int, width: int, mode: str) -> Float[Array, "*b {height} {width}"]:
   """Resizes without antialiasing, half-pixel centres; "area" is the mean over each pixel's whole source pixels.
 
   Args:
-    planes: (..., H, W) float32.
-    mode: one of MODES.
+    planes: Values, float32.
+    mode: One of MODES.
 
   Returns:
-    (..., height, width) float32; bicubic (a = -0.75) may leave the range of the input.
+    Values, float32; bicubic (a = -0.75) may leave the range of the input.
 
   Raises:
-    ValueError: the mode is none of MODES.
+    ValueError: The mode is none of MODES.
   """
   if mode not in MODES:
     raise ValueError(f"resize mode {mode!r}: choose one of {', '.join(MODES)}")
@@ -43,15 +46,19 @@ def resize(planes: jax.Array, height: int, width: int, mode: str) -> jax.Array:
   return apply_taps(planes, rows, columns)
 
 
-def apply_taps(planes: Any, rows: Taps, columns: Taps) -> jax.Array:
-  """Resizes (..., H, W) to (..., h, w), given the taps of both axes."""
+def apply_taps(
+  planes: Planes,
+  rows: tuple[Int[Array, "n h2"], Float[Array, "n h2"]],
+  columns: tuple[Int[Array, "m w2"], Float[Array, "m w2"]],
+) -> Float[Array, "*b h2 w2"]:
+  """Resizes planes, given the taps of both axes."""
   # Rows are gathered whole. Gathering columns would leave planes transposed in memory, which slows all that follows.
   index, weight = rows
   weight = weight.reshape(len(weight), *[1] * (planes.ndim - 2), -1, 1)
-  planes = sum(jnp.take(planes, i, axis=-2, mode="clip") * w for i, w in zip(index, weight, strict=True))
+  gathered = sum(jnp.take(planes, i, axis=-2, mode="clip") * w for i, w in zip(index, weight, strict=True))
   source = jnp.arange(planes.shape[-1])[:, None]
   matrix = sum(jnp.where(source == i[None], w[None], 0.0) for i, w in zip(*columns, strict=True))
-  return jnp.matmul(planes, matrix, precision=jax.lax.Precision.HIGHEST)
+  return jnp.matmul(gathered, matrix, precision=jax.lax.Precision.HIGHEST)
 
 
 def taps_for(step: float) -> int:
@@ -59,19 +66,20 @@ def taps_for(step: float) -> int:
   return max(4, math.ceil(step) + 1)
 
 
-def axis_taps(mode, source, target, step, length: int, count: int) -> Taps:
+def axis_taps(mode: Size, source: Size, target: Size, step: float | Float[Array, ""], length: int, count: int) -> Taps:
   """Which source entries make each target entry of an axis, and their weights.
 
   Args:
-    mode: index into MODES; may be traced, as may `source`, `target` and `step`.
-    source, target: entries of the axis before and after, integers.
-    step: source entries for each target entry: 1 / factor where a factor was given, otherwise source / target.
-      "area" goes by the sizes alone.
-    length: of the result, at least `target`.
-    count: taps, at least `taps_for(step)`.
+    mode: The index into MODES; may be traced, as may `source`, `target` and `step`.
+    source: The number of entries of the axis before.
+    target: The number of entries after.
+    step: How many source entries there are for each target entry: 1 / factor where a factor was given, otherwise
+      source / target. "area" goes by the sizes alone.
+    length: The length of the result, at least `target`.
+    count: The number of taps, at least `taps_for(step)`.
 
   Returns:
-    (count, length) int32 and float32; weights from `target` on are zero.
+    The source entries, int32, and their weights, float32: n taps for each target entry; zero from `target` on.
   """
   out = jnp.arange(length)[None, :]
   tap = jnp.arange(count)[:, None]
@@ -101,31 +109,31 @@ def _cubic(distance: jax.Array, a: float = -0.75) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="size")
-def enlarge(low: jax.Array, size: tuple[int, ...]) -> jax.Array:
-  """(..., h, w, 3) in [0, 1] -> (..., *size, 3) in [0, 1], bicubic."""
+def enlarge(low: Float[Array, "*b h w 3"], size: tuple[int, ...]) -> Float[Array, "*b {size[0]} {size[1]} 3"]:
+  """Brings images in [0, 1] to a size (height, width), bicubic."""
   planes = resize(jnp.moveaxis(low, -1, -3), size[0], size[1], "bicubic")
   return jnp.clip(jnp.moveaxis(planes, -3, -1), 0, 1)
 
 
 @functools.partial(jax.jit, static_argnames="size")
-def shrink(image: jax.Array, size: tuple[int, ...]) -> jax.Array:
-  """(H, W, 3) in [0, 1] -> (*size, 3) in [0, 1], bicubic with antialiasing."""
+def shrink(image: Float[Array, "h w 3"], size: tuple[int, ...]) -> Float[Array, "{size[0]} {size[1]} 3"]:
+  """Brings an image in [0, 1] to a size (height, width), bicubic with antialiasing."""
   return jnp.clip(jax.image.resize(image, (*size, 3), method="cubic", antialias=True), 0, 1)
 
 
-def fit(image: jax.Array, size: tuple[int, int]) -> jax.Array:
-  """(H, W, 3) in [0, 1] -> (*size, 3) in [0, 1]: `shrink` if a side gets shorter, otherwise `enlarge`."""
+def fit(image: Float[Array, "h w 3"], size: tuple[int, int]) -> Float[Array, "{size[0]} {size[1]} 3"]:
+  """Brings an image in [0, 1] to a size: by `shrink` if a side gets shorter, otherwise by `enlarge`."""
   shorter = size[0] < image.shape[0] or size[1] < image.shape[1]
   return shrink(image, size) if shorter else enlarge(image, size)
 
 
-def pad_to_multiple(image: jax.Array, multiple: int) -> jax.Array:
-  """(H, W, C) -> its sides divisible by `multiple`: the bottom and the right are reflected."""
+def pad_to_multiple(image: Float[Array, "h w c"], multiple: int) -> Float[Array, "h2 w2 c"]:
+  """Makes the sides divisible by `multiple`: the bottom and the right are reflected."""
   pad = [(0, -side % multiple) for side in image.shape[:2]]
   return jnp.pad(image, [*pad, (0, 0)], mode="reflect")
 
 
-def to_unit(image: jax.Array) -> jax.Array:
+def to_unit(image: Float[Array, "*s"]) -> Float[Array, "*s"]:
   """[-1, 1] -> [0, 1], clipped."""
   return jnp.clip((image + 1) / 2, 0, 1)
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from stablesr_jax.config import ComputeConfig
 
@@ -11,16 +12,25 @@ _CHUNK_SCORES = 1 << 21
 _MANY_KEYS = 1024
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, compute: ComputeConfig, *, causal: bool = False) -> jax.Array:
+def attention(
+  q: Float[Array, "b n h d"],
+  k: Float[Array, "#b m h d"],
+  v: Float[Array, "#b m h d"],
+  compute: ComputeConfig,
+  *,
+  causal: bool = False,
+) -> Float[Array, "b n h d"]:
   """softmax(q k^T / sqrt(D)) v for each head.
 
   Args:
-    q: (B, N, H, D). k, v: (B or 1, M, H, D); a batch of 1 serves every query (a prompt shared by all tiles).
-    compute: chooses the implementation.
-    causal: a query attends to the keys up to its own position only.
+    q: The queries of H heads.
+    k: The keys. A batch of 1 serves every query (a prompt shared by all tiles).
+    v: The values, as many as keys.
+    compute: The settings that choose the implementation.
+    causal: Whether a query attends to the keys up to its own position only.
 
   Returns:
-    (B, N, H, D) in q's dtype; the softmax is float32.
+    The answer to each query, in q's dtype; the softmax is float32.
   """
   if k.shape[0] != q.shape[0]:
     k, v = (jnp.broadcast_to(a, (q.shape[0], *a.shape[1:])) for a in (k, v))

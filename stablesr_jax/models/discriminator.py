@@ -6,11 +6,11 @@ High-Resolution Image Synthesis" (2021).
 """
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
 
 from stablesr_jax.config import ComputeConfig, DiscriminatorConfig
 
@@ -29,11 +29,11 @@ class PatchDiscriminator(nn.Module):
   compute: ComputeConfig = ComputeConfig()
 
   @nn.compact
-  def __call__(self, image: jax.Array) -> jax.Array:
-    """(B, H, W, 3) in [-1, 1] -> logits (B, h, w, 1) float32, high for real; h = H // 2**layers - 2.
+  def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 1"]:
+    """Images in [-1, 1] -> logits float32, high for real; h2 = h // 2**layers - 2.
 
     Raises:
-      ValueError: a side is shorter than 3 * 2**layers, so that there is no patch to judge.
+      ValueError: A side is shorter than 3 * 2**layers, so that there is no patch to judge.
     """
     c = self.config
     shortest = 3 * 2**c.layers
@@ -63,27 +63,31 @@ class PatchDiscriminator(nn.Module):
     )
 
 
-def hinge_discriminator_loss(real_logits: jax.Array, fake_logits: jax.Array) -> jax.Array:
-  """The discriminator's loss () float32: 0 where real logits are above 1 and fake ones below -1.
+def hinge_discriminator_loss(real_logits: Float[Array, "..."], fake_logits: Float[Array, "..."]) -> Float[Array, ""]:
+  """The discriminator's loss, float32: 0 where real logits are above 1 and fake ones below -1.
 
   Args:
-    real_logits, fake_logits: of any shape, not necessarily the same.
+    real_logits: The logits of real images, of any shape.
+    fake_logits: The logits of made images, not necessarily of the same shape.
   """
   real_logits, fake_logits = (jnp.asarray(logits, jnp.float32) for logits in (real_logits, fake_logits))
   return (jnp.mean(jax.nn.relu(1 - real_logits)) + jnp.mean(jax.nn.relu(1 + fake_logits))) / 2
 
 
-def hinge_generator_loss(fake_logits: jax.Array) -> jax.Array:
-  """The adversarial loss () float32 of what made the images: minus the mean logit."""
+def hinge_generator_loss(fake_logits: Float[Array, "..."]) -> Float[Array, ""]:
+  """The adversarial loss, float32, of what made the images: minus the mean logit."""
   return -jnp.mean(jnp.asarray(fake_logits, jnp.float32))
 
 
-def adaptive_weight(reconstruction_grad: Any, adversarial_grad: Any) -> jax.Array:
-  """The weight () float32 in [0, 1e4] that makes both losses pull equally hard at the decoder's last layer.
+def adaptive_weight(
+  reconstruction_grad: PyTree[Float[Array, "..."]], adversarial_grad: PyTree[Float[Array, "..."]]
+) -> Float[Array, ""]:
+  """The weight, float32 in [0, 1e4] that makes both losses pull equally hard at the decoder's last layer.
 
   Args:
-    reconstruction_grad, adversarial_grad: gradients of the two losses with respect to the last layer's parameters,
-      arrays or trees of them.
+    reconstruction_grad: The reconstruction loss's gradient with respect to the last layer's parameters, an array or a
+      tree of them.
+    adversarial_grad: The adversarial loss's gradient with respect to the same.
 
   Returns:
     The ratio of their L2 norms, clipped; it is a constant to differentiation.
@@ -92,5 +96,5 @@ def adaptive_weight(reconstruction_grad: Any, adversarial_grad: Any) -> jax.Arra
   return jax.lax.stop_gradient(jnp.clip(ratio, 0.0, 1e4))
 
 
-def _norm(tree: Any) -> jax.Array:
+def _norm(tree: PyTree[jax.Array]) -> jax.Array:
   return jnp.sqrt(sum((jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(tree)), jnp.float32(0)))

@@ -1,12 +1,14 @@
 """Controllable feature wrapping: the LR image's features refine the decoder (3.2)."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from stablesr_jax.config import ComputeConfig
 from stablesr_jax.models.layers import ResidualBlock
 from stablesr_jax.models.rrdbnet import RRDB
+
+Scalar = Float[Array, ""] | float
 
 
 class ControllableFeatureWrapping(nn.Module):
@@ -18,8 +20,10 @@ class ControllableFeatureWrapping(nn.Module):
   norm_groups: int = 32
 
   @nn.compact
-  def __call__(self, encoder_feature: jax.Array, decoder_feature: jax.Array, weight: jax.Array | float) -> jax.Array:
-    """Both features (B, H, W, C), weight w in [0, 1] -> (B, H, W, C)."""
+  def __call__(
+    self, encoder_feature: Float[Array, "b h w c"], decoder_feature: Float[Array, "b h w c"], weight: Scalar
+  ) -> Float[Array, "b h w c"]:
+    """The decoder's feature, refined with a weight w in [0, 1]."""
     channels = decoder_feature.shape[-1]
     h = jnp.concatenate([encoder_feature, decoder_feature], axis=-1)
     h = ResidualBlock(channels, self.compute, epsilon=1e-6, groups=self.norm_groups, name="residual_in")(h)

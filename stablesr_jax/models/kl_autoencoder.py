@@ -4,14 +4,16 @@ import dataclasses
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from stablesr_jax.config import AutoencoderConfig, ComputeConfig
 from stablesr_jax.models.attention import attention
-from stablesr_jax.models.feature_wrapping import ControllableFeatureWrapping
+from stablesr_jax.models.feature_wrapping import ControllableFeatureWrapping, Scalar
 from stablesr_jax.models.layers import Conv, Downsample, ResidualBlock, Upsample, group_norm
+
+Features = Float[Array, "b h w c"]
+Images = Float[Array, "b h w 3"]
 
 
 def residual_block(features: int, config: AutoencoderConfig, compute: ComputeConfig, name: str) -> ResidualBlock:
@@ -27,7 +29,7 @@ class PixelAttention(nn.Module):
   compute: ComputeConfig
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Features) -> Features:
     b, height, width, c = x.shape
     h = group_norm(self.compute, groups=self.config.norm_groups, epsilon=1e-6, name="norm")(x).reshape(
       b, height * width, c
@@ -42,7 +44,7 @@ class Middle(nn.Module):
   compute: ComputeConfig
 
   @nn.compact
-  def __call__(self, h: jax.Array) -> jax.Array:
+  def __call__(self, h: Features) -> Features:
     h = residual_block(h.shape[-1], self.config, self.compute, name="residual_0")(h)
     if self.config.attention:
       h = PixelAttention(self.config, self.compute, name="attention")(h)
@@ -54,7 +56,7 @@ class Encoder(nn.Module):
   compute: ComputeConfig
 
   @nn.compact
-  def __call__(self, image: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+  def __call__(self, image: Images) -> tuple[Float[Array, "b h2 w2 c2"], list[Float[Array, "b _ _ _"]]]:
     c, compute = self.config, self.compute
     last = len(c.channel_multipliers) - 1
     h = Conv(c.channels, compute, name="conv_in")(image)
@@ -78,8 +80,8 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(
-    self, z: jax.Array, features: Sequence[jax.Array] | None, fidelity_weight: jax.Array | float
-  ) -> jax.Array:
+    self, z: Features, features: Sequence[Float[Array, "b _ _ _"]] | None, fidelity_weight: Scalar
+  ) -> Float[Array, "b h2 w2 3"]:
     c, compute = self.config, self.compute
     last = len(c.channel_multipliers) - 1
     h = Conv(c.latent_channels, compute, size=1, name="post_quant")(z)
@@ -112,34 +114,35 @@ class Autoencoder(nn.Module):
     self.encoder = Encoder(self.config, self.compute)
     self.decoder = Decoder(self.config, self.compute)
 
-  def encode(self, image: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+  def encode(self, image: Images) -> tuple[Float[Array, "b h2 w2 c2"], list[Float[Array, "b _ _ _"]]]:
     """The posterior of an image and the features that CFW wraps.
 
     Args:
-      image: (B, H, W, 3) in [-1, 1], H and W divisible by f.
+      image: Images in [-1, 1], sides divisible by f.
 
     Returns:
-      moments: (B, H/f, W/f, 8) float32, mean and log variance (see `posterior`).
-      features: the encoder's features at 1/2, 1/4, ... of the image (the first and last scales left out).
+      moments: Mean and log variance of the latent, float32 (see `posterior`).
+      features: The encoder's features at 1/2, 1/4, ... of the image (the first and last scales left out).
     """
     moments, features = self.encoder(image)
     return moments.astype(jnp.float32), features
 
   def decode(
     self,
-    z: jax.Array,
-    features: Sequence[jax.Array] | None = None,
-    fidelity_weight: jax.Array | float = 0.0,
-  ) -> jax.Array:
-    """z (B, h, w, 4), unscaled -> image (B, f*h, f*w, 3) float32, about [-1, 1], not clipped.
+    z: Features,
+    features: Sequence[Float[Array, "b _ _ _"]] | None = None,
+    fidelity_weight: Scalar = 0.0,
+  ) -> Float[Array, "b h2 w2 3"]:
+    """Images of latents, float32, about [-1, 1], not clipped.
 
     Args:
+      z: The latents, unscaled.
       features: `encode`'s features of the LR image enlarged to the output's size; None decodes without CFW.
-      fidelity_weight: CFW's w in [0, 1]; may be traced.
+      fidelity_weight: The w of CFW in [0, 1]; may be traced.
     """
     return self.decoder(z, features, fidelity_weight)
 
-  def __call__(self, image: jax.Array) -> jax.Array:
+  def __call__(self, image: Images) -> Images:
     """Reconstructs an image from its posterior's mean, with CFW at w = 1 where there is one."""
     moments, features = self.encode(image)
     mean, _ = posterior(moments)

@@ -34,7 +34,7 @@ class TimeEmbedding(nn.Module):
   compute: ComputeConfig = ComputeConfig()
 
   @nn.compact
-  def __call__(self, t: jax.Array) -> jax.Array:
+  def __call__(self, t: Shaped[Array, " b"]) -> Float[Array, "b d"]:
     dtype = self.compute.jax_dtype
     h = nn.Dense(4 * self.channels, dtype=dtype, name="dense1")(timestep_embedding(t, self.channels))
     return nn.Dense(4 * self.channels, dtype=dtype, name="dense2")(nn.silu(h))
@@ -105,8 +105,12 @@ class ResidualBlock(nn.Module):
   modulate: Callable[[], nn.Module] | None = None
 
   @nn.compact
-  def __call__(self, x: jax.Array, time: jax.Array | None = None, structure: jax.Array | None = None) -> jax.Array:
-    """x (B, H, W, C), time (B or 1, T) or None, structure (B, H, W, S) or None -> (B, H, W, features)."""
+  def __call__(
+    self,
+    x: Float[Array, "b h w c"],
+    time: Float[Array, "#b t"] | None = None,
+    structure: Float[Array, "b h w s"] | None = None,
+  ) -> Float[Array, "b h w d"]:
     compute = self.compute
     h = nn.silu(group_norm(compute, groups=self.groups, epsilon=self.epsilon, name="norm1")(x))
     h = Conv(self.features, compute, name="conv1")(h)
@@ -132,7 +136,7 @@ class Downsample(nn.Module):
   compute: ComputeConfig = ComputeConfig()
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     pad = (1, 1) if self.symmetric else (0, 1)
     return nn.Conv(x.shape[-1], (3, 3), (2, 2), padding=(pad, pad), dtype=self.compute.jax_dtype, name="conv")(x)
 
@@ -143,7 +147,7 @@ class Upsample(nn.Module):
   compute: ComputeConfig = ComputeConfig()
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     return Conv(x.shape[-1], self.compute, upsample=True, name="conv")(x)
 
 
@@ -164,7 +168,7 @@ class SelfAttentionBlock(nn.Module):
   groups: int = 32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     b, height, width, c = x.shape
     h = group_norm(self.compute, groups=self.groups, name="norm")(x).reshape(b, height * width, c)
     qkv = nn.Dense(3 * c, dtype=self.compute.jax_dtype, name="qkv")(h)

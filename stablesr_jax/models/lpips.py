@@ -4,15 +4,16 @@ Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual M
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from stablesr_jax.config import ComputeConfig, LPIPSConfig
 from stablesr_jax.models.layers import Conv
+from stablesr_jax.models.parameters import Params
 
 # Of VGG16's five stages: how many convolutions each has, and how many times `width` channels.
 CONVOLUTIONS = (2, 2, 3, 3, 3)
@@ -24,14 +25,14 @@ SCALE = np.array([0.458, 0.448, 0.450], np.float32).reshape(1, 1, 1, 3)
 
 
 class VGGStage(nn.Module):
-  """Convolutions of one width, a ReLU after each: (B, H, W, C) -> (B, H, W, features)."""
+  """Convolutions of one width, a ReLU after each."""
 
   features: int
   convolutions: int
   compute: ComputeConfig = ComputeConfig()
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
     # He's initialisation keeps the features of a random network, as in tests, at one size throughout.
     kernel_init = nn.initializers.he_normal()
     for i in range(self.convolutions):
@@ -50,11 +51,11 @@ class LPIPS(nn.Module):
   compute: ComputeConfig = ComputeConfig()
 
   @nn.compact
-  def __call__(self, a: jax.Array, b: jax.Array) -> jax.Array:
-    """Both (B, H, W, 3) in [-1, 1] -> (B,) float32.
+  def __call__(self, a: Float[Array, "b h w 3"], b: Float[Array, "_ _ _ 3"]) -> Float[Array, " b"]:
+    """The distance of each image from its counterpart, float32; both in [-1, 1] and of one shape.
 
     Raises:
-      ValueError: the images differ in shape, or a side is shorter than 16 pixels.
+      ValueError: The images differ in shape, or a side is shorter than 16 pixels.
     """
     if a.shape != b.shape:
       raise ValueError(f"images of shapes {a.shape} and {b.shape} cannot be compared")
@@ -95,7 +96,7 @@ def _unit(x: jax.Array) -> jax.Array:
   return x / (length + 1e-10)
 
 
-def abstract_params(config: LPIPSConfig) -> Any:
+def abstract_params(config: LPIPSConfig) -> Params:
   """The network's parameters as `jax.ShapeDtypeStruct`, float32."""
   image = jnp.zeros((1, _SMALLEST, _SMALLEST, 3))
   return jax.eval_shape(lambda key: LPIPS(config).init(key, image, image), jax.random.key(0))["params"]

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from stablesr_jax.config import ComputeConfig, RRDBNetConfig
 from stablesr_jax.models.layers import Conv, upsample
@@ -19,7 +20,7 @@ class DenseBlock(nn.Module):
   compute: ComputeConfig
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     h = x
     for i in range(1, 5):
       h = jnp.concatenate([h, _leaky_relu(Conv(self.growth, self.compute, name=f"conv{i}")(h))], axis=-1)
@@ -33,7 +34,7 @@ class RRDB(nn.Module):
   compute: ComputeConfig
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     h = x
     for i in range(1, 4):
       h = DenseBlock(self.growth, self.compute, name=f"dense{i}")(h)
@@ -47,8 +48,8 @@ class RRDBNet(nn.Module):
   compute: ComputeConfig = ComputeConfig()
 
   @nn.compact
-  def __call__(self, image: jax.Array) -> jax.Array:
-    """(B, H, W, 3) in [0, 1] -> (B, 4H, 4W, 3) float32, about [0, 1], not clipped."""
+  def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b 4*h 4*w 3"]:
+    """Images in [0, 1] -> float32, about [0, 1], not clipped."""
     c = self.config
     first = Conv(c.features, self.compute, name="conv_first")(image)
     h = first

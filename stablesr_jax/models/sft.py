@@ -1,7 +1,9 @@
 """Spatial feature transform: how the time-aware encoder's maps steer the frozen UNet (3.1, eq. 1)."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
-import jax
+from jaxtyping import Array, Float
 
 from stablesr_jax.config import ComputeConfig, UNetConfig
 from stablesr_jax.models.layers import Conv, group_norm
@@ -15,8 +17,7 @@ class SpatialFeatureTransform(nn.Module):
   norm_groups: int = 32
 
   @nn.compact
-  def __call__(self, h: jax.Array, structure: jax.Array) -> jax.Array:
-    """h (B, H, W, C), structure (B, H, W, S) -> (B, H, W, C)."""
+  def __call__(self, h: Float[Array, "b h w c"], structure: Float[Array, "b h w s"]) -> Float[Array, "b h w c"]:
     shared = nn.relu(Conv(self.hidden_channels, self.compute, name="shared")(structure))
     gamma = Conv(h.shape[-1], self.compute, kernel_init=nn.initializers.zeros, name="gamma")(shared)
     beta = Conv(h.shape[-1], self.compute, kernel_init=nn.initializers.zeros, name="beta")(shared)
@@ -29,12 +30,11 @@ class Addition(nn.Module):
   compute: ComputeConfig = ComputeConfig()
 
   @nn.compact
-  def __call__(self, h: jax.Array, structure: jax.Array) -> jax.Array:
-    """h (B, H, W, C), structure (B, H, W, S) -> (B, H, W, C)."""
+  def __call__(self, h: Float[Array, "b h w c"], structure: Float[Array, "b h w s"]) -> Float[Array, "b h w c"]:
     return h + Conv(h.shape[-1], self.compute, kernel_init=nn.initializers.zeros, name="project")(structure)
 
 
-def modulation(config: UNetConfig, compute: ComputeConfig):
+def modulation(config: UNetConfig, compute: ComputeConfig) -> Callable[[], nn.Module] | None:
   """What makes the modulation of one residual block, or None for a plain Stable Diffusion UNet."""
   if config.conditioning == "sft":
     return lambda: SpatialFeatureTransform(config.sft_hidden_channels, compute, config.norm_groups, name="sft")

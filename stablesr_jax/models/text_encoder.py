@@ -1,8 +1,8 @@
 """OpenCLIP's text tower, whose last layers Stable Diffusion 2.1 leaves out."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from stablesr_jax.config import ComputeConfig, TextEncoderConfig
 from stablesr_jax.models.attention import attention
@@ -13,8 +13,8 @@ class TextBlock(nn.Module):
   compute: ComputeConfig
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """(B, N, C) -> (B, N, C); a token attends to those up to itself."""
+  def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+    """A token attends to those up to itself."""
     b, n, c = x.shape
     dtype = self.compute.jax_dtype
     h = nn.LayerNorm(epsilon=1e-5, dtype=dtype, name="norm1")(x)
@@ -27,13 +27,13 @@ class TextBlock(nn.Module):
 
 
 class TextEncoder(nn.Module):
-  """Tokens (B, 77) int32 -> embeddings (B, 77, width) float32, the final norm included."""
+  """Tokens, 77 a text -> embeddings float32, the final norm included."""
 
   config: TextEncoderConfig
   compute: ComputeConfig = ComputeConfig()
 
   @nn.compact
-  def __call__(self, tokens: jax.Array) -> jax.Array:
+  def __call__(self, tokens: Int[Array, "b n"]) -> Float[Array, "b n d"]:
     c = self.config
     normal = nn.initializers.normal(0.02)
     x = nn.Embed(c.vocabulary, c.width, embedding_init=normal, name="token_embedding")(tokens)

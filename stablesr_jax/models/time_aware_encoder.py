@@ -1,7 +1,7 @@
 """The trainable encoder that reads the low-resolution latent at a timestep (3.1, appendix A)."""
 
 import flax.linen as nn
-import jax
+from jaxtyping import Array, Float, Shaped
 
 from stablesr_jax.config import ComputeConfig, TimeAwareEncoderConfig
 from stablesr_jax.models.layers import Conv, Downsample, ResidualBlock, SelfAttentionBlock, TimeEmbedding
@@ -16,7 +16,7 @@ class EncoderBlock(nn.Module):
   norm_groups: int = 32
 
   @nn.compact
-  def __call__(self, x: jax.Array, time: jax.Array | None) -> jax.Array:
+  def __call__(self, x: Float[Array, "b h w c"], time: Float[Array, "#b t"] | None) -> Float[Array, "b h w d"]:
     h = ResidualBlock(self.features, self.compute, groups=self.norm_groups, name="residual")(x, time)
     return SelfAttentionBlock(self.heads, self.compute, self.norm_groups, name="attention")(h) if self.heads else h
 
@@ -47,12 +47,12 @@ class TimeAwareEncoder(nn.Module):
     self.middle = [block(levels[-1], c.heads), block(levels[-1], 0)]
     self.out = [ResidualBlock(c.out_channels, compute, groups=c.norm_groups) for _ in levels]
 
-  def embed_time(self, t: jax.Array) -> jax.Array | None:
-    """Timesteps (B,) -> (B, 4 * channels); None if the encoder is not time-aware."""
+  def embed_time(self, t: Shaped[Array, " b"]) -> Float[Array, "b t"] | None:
+    """The embedding of timesteps, of 4 * channels; None if the encoder is not time-aware."""
     return self.time_embedding(t) if self.config.time_aware else None
 
-  def encode(self, x: jax.Array, time: jax.Array | None) -> list[jax.Array]:
-    """As `__call__`, with the time (B or 1, 4 * channels) from `embed_time`."""
+  def encode(self, x: Float[Array, "b h w c"], time: Float[Array, "#b t"] | None) -> list[Float[Array, "b _ _ s"]]:
+    """As `__call__`, with the time from `embed_time`."""
     h = self.conv_in(x)
     features = []
     for level, blocks in enumerate(self.down):
@@ -66,6 +66,6 @@ class TimeAwareEncoder(nn.Module):
     features.append(h)
     return [out(feature, time) for out, feature in zip(self.out, features, strict=True)]
 
-  def __call__(self, x: jax.Array, t: jax.Array) -> list[jax.Array]:
-    """The clean LR latent (B, h, w, 4) and timesteps (B or 1,) -> maps (B, h / 2**i, w / 2**i, out_channels)."""
+  def __call__(self, x: Float[Array, "b h w c"], t: Shaped[Array, "#b"]) -> list[Float[Array, "b _ _ s"]]:
+    """The clean LR latent and its timesteps -> maps (b, h / 2**i, w / 2**i, out_channels)."""
     return self.encode(x, self.embed_time(t))

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
 
 from stablesr_jax.config import ComputeConfig, UNetConfig
 from stablesr_jax.models.attention import attention
@@ -14,7 +14,10 @@ from stablesr_jax.models.sft import modulation
 # A CPU takes a feed-forward layer this many tokens at a time: widened features of more do not stay in its cache.
 _CPU_TOKENS = 512
 
-KeysValues = tuple[jax.Array, jax.Array]  # each (B or 1, 77, heads, head_channels)
+# Each (B or 1, 77, heads, head_channels), of several prompts with an axis in front.
+KeysValues = tuple[Float[Array, "... m heads d"], Float[Array, "... m heads d"]]
+Tokens = Float[Array, "b n c"]
+Features = Float[Array, "b h w c"]
 
 
 class SelfAttention(nn.Module):
@@ -22,8 +25,7 @@ class SelfAttention(nn.Module):
   compute: ComputeConfig
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """(B, N, C) -> (B, N, C)."""
+  def __call__(self, x: Tokens) -> Tokens:
     b, n, c = x.shape
     project = lambda name: nn.Dense(c, use_bias=False, dtype=self.compute.jax_dtype, name=name)
     q, k, v = (project(name)(x).reshape(b, n, -1, self.head_channels) for name in ("q", "k", "v"))
@@ -43,13 +45,12 @@ class CrossAttention(nn.Module):
     self.q, self.k, self.v = project(), project(), project()
     self.out = nn.Dense(self.channels, dtype=self.compute.jax_dtype)
 
-  def project_context(self, context: jax.Array) -> KeysValues:
-    """(B, M, context_dim) -> keys and values (B, M, heads, head_channels)."""
+  def project_context(self, context: Float[Array, "b m c"]) -> KeysValues:
+    """The keys and values of prompts' embeddings."""
     shape = (*context.shape[:2], -1, self.head_channels)
     return self.k(context).reshape(shape), self.v(context).reshape(shape)
 
-  def __call__(self, x: jax.Array, context: KeysValues) -> jax.Array:
-    """(B, N, C) -> (B, N, C)."""
+  def __call__(self, x: Tokens, context: KeysValues) -> Tokens:
     q = self.q(x).reshape(*x.shape[:2], -1, self.head_channels)
     return self.out(attention(q, *context, self.compute).reshape(x.shape))
 
@@ -64,14 +65,13 @@ class FeedForward(nn.Module):
     self.widen = nn.Dense(8 * self.channels, dtype=self.compute.jax_dtype)
     self.out = nn.Dense(self.channels, dtype=self.compute.jax_dtype)
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """(B, N, C) -> (B, N, C)."""
+  def __call__(self, x: Tokens) -> Tokens:
     n = x.shape[1]
     if self.compute.platform == "cpu" and n > _CPU_TOKENS and n % _CPU_TOKENS == 0:
       return jnp.concatenate([self._tokens(part) for part in jnp.split(x, n // _CPU_TOKENS, axis=1)], axis=1)
     return self._tokens(x)
 
-  def _tokens(self, x: jax.Array) -> jax.Array:
+  def _tokens(self, x: Tokens) -> Tokens:
     h, gate = jnp.split(self.widen(x), 2, axis=-1)
     return self.out(h * nn.gelu(gate, approximate=False))
 
@@ -94,8 +94,7 @@ class SpatialTransformer(nn.Module):
     self.feed_forward = FeedForward(self.channels, self.compute)
     self.proj_out = nn.Dense(self.channels, dtype=self.compute.jax_dtype, kernel_init=nn.initializers.zeros)
 
-  def __call__(self, x: jax.Array, context: KeysValues) -> jax.Array:
-    """(B, H, W, C) -> (B, H, W, C)."""
+  def __call__(self, x: Features, context: KeysValues) -> Features:
     h = self.proj_in(self.norm(x).reshape(x.shape[0], -1, x.shape[-1]))
     h += self.self_attention(self.norm1(h))
     h += self.cross_attention(self.norm2(h), context)
@@ -117,12 +116,16 @@ class UNetBlock(nn.Module):
     if self.has_attention:
       self.transformer = SpatialTransformer(self.features, c.head_channels, compute, c.norm_groups)
 
-  def project_context(self, context: jax.Array) -> KeysValues | None:
+  def project_context(self, context: Float[Array, "b m c"]) -> KeysValues | None:
     return self.transformer.cross_attention.project_context(context) if self.has_attention else None
 
   def __call__(
-    self, x: jax.Array, time: jax.Array, context: KeysValues | None, structure: jax.Array | None
-  ) -> jax.Array:
+    self,
+    x: Features,
+    time: Float[Array, "#b t"],
+    context: KeysValues | None,
+    structure: Float[Array, "b h w s"] | None,
+  ) -> Float[Array, "b h w d"]:
     h = self.residual(x, time, structure)
     return h if context is None else self.transformer(h, context)
 
@@ -159,54 +162,58 @@ class UNet(nn.Module):
     flat = lambda groups: [block for group in groups for block in group]
     return [*flat(self.down), *self.middle, *flat(reversed(self.up))]
 
-  def embed_time(self, t: jax.Array) -> jax.Array:
+  def embed_time(self, t: Shaped[Array, " b"]) -> Float[Array, "b t"]:
     """Timesteps (B,) -> (B, 4 * channels)."""
     return self.time_embedding(t)
 
-  def project_context(self, context: jax.Array) -> list[KeysValues | None]:
-    """The prompt's embedding (B, 77, context_dim) -> each block's keys and values, None where it has no attention."""
+  def project_context(self, context: Float[Array, "b m c"]) -> list[KeysValues | None]:
+    """The keys and values of the prompts' embeddings for each block, None where it has no attention."""
     return [block.project_context(context) for block in self._blocks()]
 
   def denoise(
     self,
-    x: jax.Array,
-    time: jax.Array,
+    x: Features,
+    time: Float[Array, "#b t"],
     context: Sequence[KeysValues | None],
-    structure: Sequence[jax.Array] | None,
-  ) -> jax.Array:
+    structure: Sequence[Float[Array, "b _ _ s"]] | None,
+  ) -> Features:
     """One evaluation.
 
     Args:
-      x: (B, h, w, 4) noisy latents; h and w divisible by 2 ** (levels - 1).
-      time: (B or 1, 4 * channels) from `embed_time`.
-      context: from `project_context`.
-      structure: the time-aware encoder's maps, (B, h / 2**i, w / 2**i, S) for level i; None without conditioning.
+      x: Noisy latents, their sides divisible by 2 ** (levels - 1).
+      time: The embedding of their timesteps, from `embed_time`.
+      context: The prompts' keys and values, from `project_context`.
+      structure: The time-aware encoder's maps, (b, h / 2**i, w / 2**i, s) for level i; None without conditioning.
 
     Returns:
-      (B, h, w, 4) float32.
+      The prediction, float32.
     """
-    of_level = structure if structure is not None else [None] * len(self.down)
+    maps = structure if structure is not None else [None] * len(self.down)
     keys_values = iter(context)
     h = self.conv_in(x)
     skips = [h]
     for level, blocks in enumerate(self.down):
       for block in blocks:
-        h = block(h, time, next(keys_values), of_level[level])
+        h = block(h, time, next(keys_values), maps[level])
         skips.append(h)
       if level < len(self.down) - 1:
         h = self.downsample[level](h)
         skips.append(h)
     for block in self.middle:
-      h = block(h, time, next(keys_values), of_level[-1])
+      h = block(h, time, next(keys_values), maps[-1])
     for level in reversed(range(len(self.up))):
       for block in self.up[level]:
-        h = block(jnp.concatenate([h, skips.pop()], axis=-1), time, next(keys_values), of_level[level])
+        h = block(jnp.concatenate([h, skips.pop()], axis=-1), time, next(keys_values), maps[level])
       if level:
         h = self.upsample[level - 1](h)
     return self.conv_out(nn.silu(self.norm_out(h))).astype(jnp.float32)
 
   def __call__(
-    self, x: jax.Array, t: jax.Array, context: jax.Array, structure: Sequence[jax.Array] | None = None
-  ) -> jax.Array:
-    """x (B, h, w, 4), t (B,), context (B or 1, 77, context_dim), structure as in `denoise` -> (B, h, w, 4)."""
+    self,
+    x: Features,
+    t: Shaped[Array, "#b"],
+    context: Float[Array, "#b n d"],
+    structure: Sequence[Float[Array, "b _ _ s"]] | None = None,
+  ) -> Features:
+    """Noisy latents, their timesteps, the prompts' embeddings, and `denoise`'s structure -> the prediction, float32."""
     return self.denoise(x, self.embed_time(t), self.project_context(context), structure)
