@@ -17,7 +17,7 @@ AttentionImplementation = Literal["auto", "cudnn", "xla", "chunked"]
 Platform = Literal["cpu", "gpu", "tpu"]
 
 _Multipliers = Annotated[tuple[Count, ...], Field(min_length=1)]
-"""Width of each level, times `channels`."""
+"""The width of each level, in multiples of `channels`."""
 _Levels = tuple[Natural, ...]
 _Beta = Annotated[float, Field(gt=0, lt=1)]
 
@@ -38,10 +38,11 @@ class ComputeConfig:
   """How networks are computed; changes speed and rounding, never the parameters.
 
   Attributes:
-    dtype: of activations and matrix products, "float32" or "bfloat16". Norms, softmax and the sampler stay float32.
-    attention: "cudnn" (flash attention on GPU), "xla" (scores in memory), "chunked" (scores of a few queries at a
-      time), or "auto": cudnn where it can run, otherwise chunked.
-    remat: recompute each block's activations in the backward pass instead of keeping them (training).
+    dtype: The dtype of activations and matrix products, "float32" or "bfloat16". Norms, softmax and the sampler stay
+      float32.
+    attention: The implementation of attention: "cudnn" (flash attention on GPU), "xla" (scores in memory), "chunked"
+      (scores of a few queries at a time), or "auto": cudnn where it can run, otherwise chunked.
+    remat: Whether each block's activations are recomputed in the backward pass instead of kept (training).
     platform: The kind of device that computes. None is filled in from the devices (`parallel.for_devices`); networks
       that are made with None take the ways that run everywhere.
   """
@@ -63,11 +64,12 @@ class UNetConfig:
   """Stable Diffusion's denoising UNet (defaults: 2.1), with what steers it in every residual block (3.1).
 
   Attributes:
-    attention_levels: levels with transformer blocks; the middle block always has one.
-    conditioning: "sft" (the paper), "add" (the ablation: the encoder's map is added), "none" (plain Stable Diffusion).
-    structure_channels: channels of the time-aware encoder's maps.
-    norm_groups: of every GroupNorm. Narrow networks need fewer than 32: groups of one or two channels forget how
-      bright and how strong each feature is.
+    attention_levels: The levels with transformer blocks; the middle block always has one.
+    conditioning: What steers it: "sft" (the paper), "add" (the ablation: the encoder's map is added), "none" (plain
+      Stable Diffusion).
+    structure_channels: The channels of the time-aware encoder's maps.
+    norm_groups: The number of groups of every GroupNorm. Narrow networks need fewer than 32: groups of one or two
+      channels forget how bright and how strong each feature is.
   """
 
   channels: Count = 320
@@ -93,8 +95,9 @@ class TimeAwareEncoderConfig:
   """The trainable encoder of the low-resolution latent (3.1, appendix A).
 
   Attributes:
-    time_aware: False is the paper's ablation: no time embedding anywhere in the encoder.
-    norm_groups: of every GroupNorm.
+    time_aware: Whether timesteps are embedded; False is the paper's ablation: no time embedding anywhere in the
+      encoder.
+    norm_groups: The number of groups of every GroupNorm.
   """
 
   channels: Count = 256
@@ -119,12 +122,13 @@ class AutoencoderConfig:
   """The KL autoencoder; with `cfw`, controllable feature wrapping in its decoder (3.2).
 
   Attributes:
-    scale_factor: the diffusion's latent is `scale_factor * z`.
-    attention: whether all pixels of a latent attend to each other in the middle of encoder and decoder; without it
-      the cost grows only linearly with the picture.
-    norm_groups: of every GroupNorm.
-    cfw: whether the decoder has CFW blocks.
-    cfw_growth, cfw_blocks: growth channels and number of the RRDB blocks in each.
+    scale_factor: The factor of the diffusion's latents, which are `scale_factor * z`.
+    attention: Whether all pixels of a latent attend to each other in the middle of encoder and decoder; without it the
+      cost grows only linearly with the picture.
+    norm_groups: The number of groups of every GroupNorm.
+    cfw: Whether the decoder has CFW blocks.
+    cfw_growth: The growth channels of the RRDB blocks in each of them.
+    cfw_blocks: The number of these.
   """
 
   channels: Count = 128
@@ -176,8 +180,8 @@ class DiscriminatorConfig:
   """The patch discriminator of the autoencoder's and CFW's training (defaults: 70x70 pixels a patch).
 
   Attributes:
-    layers: strided convolutions, each of which halves the resolution.
-    max_multiplier: the widest layer has this many times `width` channels.
+    layers: The number of strided convolutions, each of which halves the resolution.
+    max_multiplier: How many times `width` channels the widest layer has.
   """
 
   width: Count = 64

@@ -43,11 +43,11 @@ class Picture:
   """A picture, upright.
 
   Attributes:
-    rgb: (H, W, 3) float32 in [0, 1], as encoded (sRGB or the space of `icc`, not linear light).
-    alpha: (H, W) float32 in [0, 1], not premultiplied; None if the picture is opaque.
-    icc: the RGB colour profile, None if there is none.
+    rgb: The pixels (H, W, 3), float32 in [0, 1], as encoded (sRGB or the space of `icc`, not linear light).
+    alpha: The opacity (H, W), float32 in [0, 1], not premultiplied; None if the picture is opaque.
+    icc: The RGB colour profile, None if there is none.
     exif: EXIF data as Pillow takes them, None if there are none.
-    bit_depth: 8 or 16, bits of each channel in the file.
+    bit_depth: The number of bits of each channel in the file, 8 or 16.
   """
 
   rgb: np.ndarray
@@ -85,7 +85,7 @@ def decode_image(data: bytes, name: str) -> Picture:
   """The picture in an image file's bytes, as `read_image` has it.
 
   Args:
-    name: what error messages call it.
+    name: What error messages call it.
 
   Raises:
     UserError: as `read_image`.
@@ -289,4 +289,6 @@ def _encode(picture: Picture, with_alpha: bool) -> np.ndarray:
   elif alpha is not None:
     opacity = np.clip(alpha, 0, 1)[..., None]
     rgb = np.clip(rgb, 0, 1) * opacity + (1 - opacity)
-  return np.round(np.clip(rgb, 0, 1) * 255).astype(np.uint8)
+  from stablesr_jax.pixels import to_uint8  # Late: it imports JAX, and `--help` should answer at once.
+
+  return to_uint8(rgb)

@@ -39,9 +39,9 @@ def parse(cls: type[Arguments], argv: Sequence[str] | None, prog: str) -> Argume
   """Returns the dataclass `cls` from the command line; a wrong flag or value ends the program with one line and code 2.
 
   Args:
-    cls: its docstring is the description, in which `{prog}` stands for how the program is called.
-    argv: the arguments; None takes the process's own.
-    prog: the program's name in messages.
+    cls: The dataclass; its docstring is the description, in which `{prog}` stands for how the program is called.
+    argv: The arguments; None takes the process's own.
+    prog: The program's name in messages.
   """
   argv = list(sys.argv[1:] if argv is None else argv)
   command = prog if " " in prog else f"python {prog}"
@@ -83,8 +83,8 @@ def tell(prog: str, error: Exception, *, subject: str = "", out_of_memory: str =
   is a bug: its traceback, and what to do with it.
 
   Args:
-    subject: the file that it went wrong with, if the message may not name it.
-    out_of_memory: what helps against that.
+    subject: The file that it went wrong with, if the message may not name it.
+    out_of_memory: What helps against that.
   """
   line = explain(error, out_of_memory)
   if line is None or os.environ.get("STABLESR_TRACEBACK"):

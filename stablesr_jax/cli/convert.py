@@ -37,17 +37,17 @@ class Arguments:
   """
 
   input: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE...")]
-  """files, diffusers folders or hf://owner/repo/file (a mirror: HF_ENDPOINT), or one model folder"""
+  """the files, diffusers folders or hf://owner/repo/file (a mirror: HF_ENDPOINT), or one model folder"""
   output: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR")] = None
   """the model folder to write"""
   to_pytorch: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="FILE.safetensors")] = None
-  """write the published layout instead; CFW goes to a second file beside it, *_cfw.safetensors"""
+  """the file to write in the published layout instead; CFW goes to a second file beside it, *_cfw.safetensors"""
   dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-  """of the stored parameters"""
+  """dtype of the stored parameters"""
   prediction: Literal["auto", "eps", "v"] = "auto"
   """what the UNet predicts; auto: as a diffusers folder says, else v for a file with 768 in its name, else eps"""
   architecture: Annotated[str, tyro.conf.arg(metavar="NAME|JSON")] = "auto"
-  """stablesr_512, stablesr_768v, tiny, or a model.json; auto: the named one that fits the tensors"""
+  """the sizes: stablesr_512, stablesr_768v, tiny, or a model.json; auto: the named one that fits the tensors"""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "convert_weights.py") -> int:

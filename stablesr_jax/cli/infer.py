@@ -39,18 +39,18 @@ class Arguments:
   """
 
   input: Annotated[pathlib.Path, tyro.conf.arg(metavar="FILE|FOLDER")]
-  """a picture, or a folder of pictures"""
+  """the picture to restore, or a folder of pictures"""
   output: Annotated[pathlib.Path, tyro.conf.arg(metavar="FILE|FOLDER")]
-  """a file (.png, .jpg, .webp, .tif, .avif), or a folder, where pictures become .png"""
+  """the file to write (.png, .jpg, .webp, .tif, .avif), or a folder, where pictures become .png"""
   model: Annotated[
     pathlib.Path | None,
     tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: the small one that ships with the package)"),
   ] = None
-  """a model folder made by convert_weights.py or train.py"""
+  """the model folder, made by convert_weights.py or train.py"""
   scale: float = 4.0
   """how much larger the sides become"""
   sampler: Annotated[Literal["ddpm", "ddim"] | None, _own("ddpm|ddim")] = None
-  """ddpm (the paper's) or ddim, for few steps"""
+  """the sampler: ddpm (the paper's) or ddim, for few steps"""
   steps: Annotated[int | None, _own("N")] = None
   """denoising steps: 200 in the paper, 4 for Turbo weights, 1 for models trained to need no more"""
   start_step: Annotated[int | None, _own("T")] = None
@@ -58,19 +58,19 @@ class Arguments:
   start_noise: Annotated[float | None, _own("S")] = None
   """factor of the noise in that input: 1 is the paper's, 0 starts from the input itself"""
   eta: Annotated[float | None, _own("ETA")] = None
-  """DDIM's noise, 0 (deterministic) to 1"""
+  """amount of noise in DDIM's steps, 0 (deterministic) to 1"""
   seed: int = SEED
-  """of the noise; a picture's result depends on it and the picture's file name alone"""
+  """seed of the noise; a picture's result depends on it and the picture's file name alone"""
   fidelity_weight: Annotated[float | None, _own("W")] = None
-  """0 is most generative, 1 keeps closest to the input (CFW's w)"""
+  """CFW's w: 0 is most generative, 1 keeps closest to the input"""
   color_fix: Annotated[Literal["adain", "wavelet", "none"] | None, _own("adain|wavelet|none")] = None
   """how colours are held to the input's"""
   tile_size: Annotated[int | None, _own("N")] = None
-  """of a diffusion tile in latent pixels; one is 8 pixels of the result, 4 with the model that ships"""
+  """side of a diffusion tile in latent pixels; one is 8 pixels of the result, 4 with the model that ships"""
   tile_overlap: Annotated[int | None, _own("N")] = None
-  """of neighbouring tiles, in latent pixels"""
+  """overlap of neighbouring tiles, in latent pixels"""
   tile_batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-  """tiles in one call of the network; default: 1 on CPU, up to 8 on each accelerator"""
+  """number of tiles in one call of the network; default: 1 on CPU, up to 8 on each accelerator"""
   autoencoder_tile: int = 1024
   """largest side in pixels that the autoencoder takes whole; less needs less memory"""
   prompt: Annotated[str | None, _own("TEXT")] = None
@@ -80,7 +80,7 @@ class Arguments:
   guidance_scale: Annotated[float | None, _own("S")] = None
   """strength of the prompts; 1 is no guidance, 7 the published script's with prompts"""
   precision: Literal["auto", "float32", "bfloat16"] = "auto"
-  """of the computation; auto: float32 on CPU, bfloat16 on GPU and TPU"""
+  """dtype of the computation; auto: float32 on CPU, bfloat16 on GPU and TPU"""
   overwrite: bool = False
   """restore pictures of a folder again whose result is there"""
   compile_cache: Annotated[str, tyro.conf.arg(metavar="auto|off|FOLDER")] = "auto"

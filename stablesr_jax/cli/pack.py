@@ -24,11 +24,11 @@ class Arguments:
   """
 
   input: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FOLDER...")]
-  """folders of images"""
+  """the folders of images"""
   output: Annotated[pathlib.Path, tyro.conf.arg(metavar="FILE.array_record")]
   """the file to write, in place of an older one"""
   min_side: int = 1
-  """leave out images with a side below this, in pixels"""
+  """shortest side in pixels that an image may have; smaller ones are left out"""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "stablesr pack") -> int:

@@ -28,11 +28,11 @@ class _Run:
   export_only: bool = False
   """train nothing; write the model as of the last checkpoint"""
   coordinator: str | None = None
-  """HOST:PORT of the first of several processes; not needed under Slurm, Open MPI or on TPU pods"""
+  """address HOST:PORT of the first of several processes; not needed under Slurm, Open MPI or on TPU pods"""
   processes: int | None = None
-  """how many there are"""
+  """number of processes"""
   process: int | None = None
-  """which one this is, from 0"""
+  """number of this process, from 0"""
   compile_cache: str = "auto"
   """where compiled programs are kept from run to run: auto (the user's cache directory), off, or a folder"""
 
@@ -83,10 +83,10 @@ def load_config(name: pathlib.Path) -> Any:
   """What `get_config()` of a Python file returns. The file is a program: it is run.
 
   Args:
-    name: a file, or the bare name of a recipe that is installed with this package.
+    name: A file, or the bare name of a recipe that is installed with this package.
 
   Raises:
-    UserError: there is no such file or recipe, it fails, or it has no such function.
+    UserError: There is no such file or recipe, it fails, or it has no such function.
   """
   from stablesr_jax.training.config import TrainConfig
 

@@ -30,9 +30,10 @@ def make_dataset(
   The global batches are the same for any number of processes: process p has the p-th block of rows of each.
 
   Args:
-    global_batch: samples of a batch of all processes together, a multiple of `process_count`.
-    process_index, process_count: `jax.process_index()` and `jax.process_count()`. All processes must see the same data.
-    seed: in place of the one in `config`.
+    global_batch: The samples of a batch of all processes together, a multiple of `process_count`.
+    process_index: `jax.process_index()`.
+    process_count: `jax.process_count()`. All processes must see the same data.
+    seed: The seed in place of the one in `config`.
 
   Raises:
     UserError: as `open_source`; or the numbers do not fit each other.
@@ -233,6 +234,8 @@ def _read_rgb(data: bytes, name: str) -> np.ndarray:
 
 def _cut(hr: np.ndarray, lr: np.ndarray | None, config: DataConfig, rng: np.random.Generator) -> dict[str, np.ndarray]:
   """A sample from (H, W, 3) and for pairs (H / scale, W / scale, 3), float32 in [0, 1]."""
+  from stablesr_jax.pixels import to_uint8  # Late: it imports JAX, and `--help` should answer at once.
+
   pixel = 1 if lr is None else config.scale  # pairs are cut along the LR image's pixels
   height, width = hr.shape[0] // pixel, hr.shape[1] // pixel
   side = config.crop_size // pixel
@@ -247,7 +250,7 @@ def _cut(hr: np.ndarray, lr: np.ndarray | None, config: DataConfig, rng: np.rand
 
   def cut(image: np.ndarray, pixel: int, size: int) -> np.ndarray:
     region = image[top * pixel : (top + window) * pixel, left * pixel : (left + window) * pixel]
-    region = np.round(region * 255).astype(np.uint8)
+    region = to_uint8(region)
     missing = [(0, window * pixel - have) for have in region.shape[:2]]
     region = np.pad(region, [*missing, (0, 0)], mode="symmetric")
     if len(region) != size:

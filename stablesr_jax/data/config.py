@@ -15,16 +15,17 @@ class SourceConfig:
   """One source of images, or of pairs of a high-resolution (HR) image and its low-resolution (LR) version.
 
   Attributes:
-    kind: "folder" (images, also in its subfolders), "pairs" (HR folders and LR folders), "tfds" (the feature `image`,
-      or else `hr`, of a TensorFlow Dataset), "tfds_pairs" (its features `hr` and `lr`), "packed" (files written by
-      `pack_images`), "cfw_set" (folders that a cfw_data run wrote, for training CFW alone; taken as they are).
-    path: folders, HR folders, dataset names or folders of prepared datasets, or files.
-    lr_path: for "pairs" only, the LR folder of each HR folder in `path`.
-    split: of TensorFlow Datasets, "train[:90%]" for instance.
-    data_dir: where named TensorFlow Datasets lie; None is their default.
-    download: whether to download and prepare a named dataset that is not there yet.
-    weight: share of this source among the samples, relative to the other sources' weights. Give it for all sources or
-      for none: without weights every image comes equally often.
+    kind: What it is: "folder" (images, also in its subfolders), "pairs" (HR folders and LR folders), "tfds" (the
+      feature `image`, or else `hr`, of a TensorFlow Dataset), "tfds_pairs" (its features `hr` and `lr`), "packed"
+      (files written by `pack_images`), "cfw_set" (folders that a cfw_data run wrote, for training CFW alone; taken as
+      they are).
+    path: The folders, HR folders, dataset names or folders of prepared datasets, or files.
+    lr_path: The LR folder of each HR folder in `path`, for "pairs" only.
+    split: The split of TensorFlow Datasets, "train[:90%]" for instance.
+    data_dir: Where named TensorFlow Datasets lie; None is their default.
+    download: Whether to download and prepare a named dataset that is not there yet.
+    weight: The share of this source among the samples, relative to the other sources' weights. Give it for all sources
+      or for none: without weights every image comes equally often.
   """
 
   kind: Kind
@@ -50,19 +51,19 @@ class DataConfig:
   """Sources, and how samples are cut from them (defaults: the published training).
 
   Attributes:
-    sources: all of single images, or all of pairs.
-    crop_size: side of the HR crop in pixels, a multiple of `scale`.
-    scale: HR pixels for each LR pixel, along a side.
-    scale_range: least and greatest factor, up to 4, by which an image is resized before a crop is taken from it, drawn
-      anew for each sample. Below 1 shrinks it, though not below the crop; above 1 enlarges it, for a model that is to
-      know photographs that are soft pixel by pixel. (1, 1) leaves it as it is, and is all that pairs allow.
-    flips: mirror half of the samples left to right.
-    small_images: what becomes of an image with a side below `crop_size`. "pad" mirrors it at its right and lower
+    sources: The sources, all of single images, or all of pairs.
+    crop_size: The side of the HR crop in pixels, a multiple of `scale`.
+    scale: How many HR pixels there are for each LR pixel, along a side.
+    scale_range: The least and the greatest factor, up to 4, by which an image is resized before a crop is taken from
+      it, drawn anew for each sample. Below 1 shrinks it, though not below the crop; above 1 enlarges it, for a model
+      that is to know photographs that are soft pixel by pixel. (1, 1) leaves it as it is, and is all that pairs allow.
+    flips: Whether half of the samples are mirrored left to right.
+    small_images: What becomes of an image with a side below `crop_size`. "pad" mirrors it at its right and lower
       border, which keeps it and its sharpness (the published training does so); "skip" takes another image instead;
       "resize" enlarges it, which teaches the model that blurred images are sharp.
-    seed: of order, crops and flips, 0 to 2^32 - 1.
-    workers: processes that read and decode; 0 does it in threads of the training process.
-    prefetch: batches kept ready, by each worker.
+    seed: The seed of order, crops and flips, 0 to 2^32 - 1.
+    workers: The number of processes that read and decode; 0 does it in threads of the training process.
+    prefetch: The number of batches kept ready, by each worker.
   """
 
   sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]

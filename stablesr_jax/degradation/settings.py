@@ -28,10 +28,10 @@ class SharpenSettings:
   """Unsharp masking of the high-resolution image.
 
   Attributes:
-    weight: how much of the detail is added.
-    radius: side of the Gaussian window in pixels; an even number is widened by one.
-    threshold: detail below this (of 255) is left alone.
-    target: whether the training target is the sharpened image, as in the paper, or the image as it was.
+    weight: How much of the detail is added.
+    radius: The side of the Gaussian window in pixels; an even number is widened by one.
+    threshold: The strength (of 255) below which detail is left alone.
+    target: Whether the training target is the sharpened image, as in the paper, or the image as it was.
   """
 
   weight: NotNegative = 0.5
@@ -45,19 +45,22 @@ class StageSettings:
   """One stage: blur, resize, noise, JPEG (defaults: the first stage of the published 512 model).
 
   Attributes:
-    blur_probability: of filtering at all.
-    kernel_sizes: smallest and largest side of the kernel, odd; the odd numbers between are equally likely.
-    kernel_probabilities: of isotropic and anisotropic Gaussians, the same two generalized, the same two plateaus.
-    sigma: standard deviation of either axis, in pixels.
-    generalized_beta, plateau_beta: exponents; below and above 1 are equally likely.
-    sinc_probability: of a sinc filter in place of the six kernels.
-    resize_probabilities: of enlarging, shrinking, keeping the size.
-    resize_range: least and greatest factor; of the image in the first stage, of the low-resolution size in the second.
-    gaussian_probability: of Gaussian noise; otherwise it is Poisson noise.
-    gaussian_sigma: standard deviation, of 255.
-    poisson_scale: factor of the Poisson noise.
-    gray_probability: of the same noise in all channels.
-    jpeg_quality: 1 to 100.
+    blur_probability: The probability of filtering at all.
+    kernel_sizes: The smallest and the largest side of the kernel, odd; the odd numbers between are equally likely.
+    kernel_probabilities: The probabilities of isotropic and anisotropic Gaussians, the same two generalized, the same
+      two plateaus.
+    sigma: The standard deviation along either axis, in pixels.
+    generalized_beta: The exponent of generalized Gaussians; below and above 1 are equally likely.
+    plateau_beta: The exponent of plateaus, drawn likewise.
+    sinc_probability: The probability of a sinc filter in place of the six kernels.
+    resize_probabilities: The probabilities of enlarging, shrinking, keeping the size.
+    resize_range: The least and the greatest factor; of the image in the first stage, of the low-resolution size in the
+      second.
+    gaussian_probability: The probability of Gaussian noise; otherwise it is Poisson noise.
+    gaussian_sigma: The standard deviation of Gaussian noise, of 255.
+    poisson_scale: The factor of the Poisson noise.
+    gray_probability: The probability of the same noise in all channels.
+    jpeg_quality: The quality of JPEG compression, 1 to 100.
   """
 
   blur_probability: Fraction = 1.0
@@ -98,11 +101,12 @@ class DegradationSettings:
   """The whole degradation (defaults: the published 512 model).
 
   Attributes:
-    scale: sides of the high-resolution image over those of the low-resolution one.
-    sharpen: unsharp masking of the image before it is degraded; None is off.
-    first, second: the stages; without a second one, the first's result is only brought to its size.
-    final_sinc_probability: of a sinc filter at the end of the second stage.
-    clean_probability: of an image that is only shrunk.
+    scale: The sides of the high-resolution image over those of the low-resolution one.
+    sharpen: The unsharp masking of the image before it is degraded; None is off.
+    first: The first stage.
+    second: The second stage; without one, the first's result is only brought to its size.
+    final_sinc_probability: The probability of a sinc filter at the end of the second stage.
+    clean_probability: The probability of an image that is only shrunk.
   """
 
   scale: Count = 4

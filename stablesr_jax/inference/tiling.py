@@ -12,7 +12,7 @@ def offsets(size: int, tile: int, overlap: int) -> list[int]:
   """Where tiles start along one side, `tile - overlap` apart; the last one is moved back to end at the border.
 
   Raises:
-    ValueError: the side is shorter than a tile, or the overlap is not smaller than the tile.
+    ValueError: The side is shorter than a tile, or the overlap is not smaller than the tile.
   """
   if size < tile:
     raise ValueError(f"a side of {size} is shorter than a tile of {tile}")

@@ -137,7 +137,7 @@ class Autoencoder(nn.Module):
 
     Args:
       z: The latents, unscaled.
-      features: `encode`'s features of the LR image enlarged to the output's size; None decodes without CFW.
+      features: The features from `encode` of the LR image enlarged to the output's size; None decodes without CFW.
       fidelity_weight: The w of CFW in [0, 1]; may be traced.
     """
     return self.decoder(z, features, fidelity_weight)

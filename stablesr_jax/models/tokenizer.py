@@ -23,8 +23,8 @@ def tokenize(prompts: Sequence[str], context_length: int = 77) -> np.ndarray:
   """Token ids of prompts: start, text, end, then zeros. A text that is too long is cut, and still ends with end.
 
   Args:
-    prompts: N texts; case, runs of white space and HTML escapes do not matter. "" is the null prompt.
-    context_length: ids per prompt, at least 2.
+    prompts: The N texts; case, runs of white space and HTML escapes do not matter. "" is the null prompt.
+    context_length: The number of ids for each prompt, at least 2.
 
   Returns:
     (N, context_length) int32, values in [0, 49408).

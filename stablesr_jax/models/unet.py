@@ -15,7 +15,7 @@ from stablesr_jax.models.sft import modulation
 _CPU_TOKENS = 512
 
 # Each (B or 1, 77, heads, head_channels), of several prompts with an axis in front.
-KeysValues = tuple[Float[Array, "... m heads d"], Float[Array, "... m heads d"]]
+KeysValues = tuple[Float[Array, "... m _ _"], Float[Array, "... m _ _"]]
 Tokens = Float[Array, "b n c"]
 Features = Float[Array, "b h w c"]
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from stablesr_jax.errors import UserError, first_line
 from stablesr_jax.files import atomic_write
+from stablesr_jax.pixels import to_uint8
 
 
 class MetricWriter:
@@ -35,7 +36,7 @@ class MetricWriter:
   def write(self, step: int, numbers: Mapping[str, float]) -> None:
     """
     Raises:
-      UserError: the line cannot be written: a full disk, say.
+      UserError: The line cannot be written: a full disk, say.
     """
     with _told(self._folder / "metrics.jsonl"):
       self._file.write(json.dumps({"step": step, **numbers}) + "\n")
@@ -47,13 +48,13 @@ class MetricWriter:
     """Writes `samples/STEP.png`: a row for each picture, a column for each name; all (N, H, W, 3) in [0, 1].
 
     Raises:
-      UserError: it cannot be written.
+      UserError: It cannot be written.
     """
     picture = np.concatenate([np.concatenate(list(images), axis=0) for images in columns.values()], axis=1)
     path = self._folder / "samples" / f"{step:07d}.png"
     with _told(path), atomic_write(path) as temporary:
       path.parent.mkdir(exist_ok=True)
-      Image.fromarray(np.round(picture * 255).astype(np.uint8)).save(temporary, format="PNG")
+      Image.fromarray(to_uint8(picture)).save(temporary, format="PNG")
     return path
 
   def close(self) -> None:

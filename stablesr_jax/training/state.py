@@ -23,12 +23,12 @@ class TrainState(flax.struct.PyTreeNode):
   """All that a checkpoint holds of a run. Frozen parameters are no part of it.
 
   Attributes:
-    step: () int32, batches seen.
-    params: trained parameters, float32.
-    opt_state: optax's.
-    ema: their moving average, or None.
-    bad_steps: () int32, how many of the last steps in a row were not finite and changed nothing.
-    skipped: () int32, such steps in all.
+    step: The number of batches seen, () int32.
+    params: The trained parameters, float32.
+    opt_state: The optimiser's state.
+    ema: The parameters' moving average, or None.
+    bad_steps: How many of the last steps in a row were not finite and changed nothing, () int32.
+    skipped: The number of such steps in all, () int32.
   """
 
   step: Any
