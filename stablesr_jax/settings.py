@@ -66,12 +66,12 @@ def settings(cls: type[T]) -> type[T]:
 class _BrokenRule(UserError):
   """A rule between fields does not hold. Its parts are kept, for a place in a larger object to be put before them."""
 
-  def __init__(self, field: str, value: Any, wanted: str):
+  def __init__(self, field: str, value: object, wanted: str):
     super().__init__(f"{_as_flag(field)}{_said(value, wanted)}")
     self.field, self.value, self.wanted = field, value, wanted
 
 
-def require(ok: bool, field: str, value: Any, wanted: str) -> None:
+def require(ok: bool, field: str, value: object, wanted: str) -> None:
   """Checks a rule between fields, in `__post_init__` or where settings meet.
 
   Args:
@@ -104,7 +104,7 @@ def to_json(value: Any) -> dict[str, Any]:
   return dataclasses.asdict(value)
 
 
-def from_json(cls: type[T], values: Any, where: str) -> T:
+def from_json(cls: type[T], values: object, where: str) -> T:
   """The settings class `cls` from plain JSON values; fields that are left out keep their defaults.
 
   Args:
@@ -161,7 +161,7 @@ def _as_flag(name: str) -> str:
   return name.replace("_", "-")
 
 
-def _said(value: Any, wanted: str) -> str:
+def _said(value: object, wanted: str) -> str:
   return f" {textwrap.shorten(repr(value), 120, placeholder=' ...')}: {wanted}"
 
 

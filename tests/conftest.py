@@ -6,6 +6,8 @@ import pathlib
 import pytest
 from jaxtyping import install_import_hook
 
+from tests import checking
+
 # The shapes and dtypes in signatures are checked where numbers are computed.
 _CHECKED = ("models", "diffusion", "inference", "pixels")
 
@@ -18,7 +20,7 @@ def pytest_configure(config):
   """
   if config.option.markexpr != "full":
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
-  install_import_hook([f"stablesr_jax.{name}" for name in _CHECKED], "beartype.beartype")
+  install_import_hook([f"stablesr_jax.{name}" for name in _CHECKED], f"{checking.__name__}.check")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -260,7 +260,7 @@ def _check_shape(source: Source, keys: tuple[str, ...], path: str, shape: tuple[
     raise UserError(f"{source.path}: {keys[0]} {error}: not a model of this architecture") from error
 
 
-def _fill(plan: dict[str, _Leaf], dtype: StoredDtype, used: dict[pathlib.Path, set[str]]) -> Any:
+def _fill(plan: dict[str, _Leaf], dtype: StoredDtype, used: dict[pathlib.Path, set[str]]) -> Params:
   params = {}
   for path, leaf in plan.items():
     tensors = [leaf.source.tensors.read(key) for key in leaf.keys]
@@ -271,7 +271,7 @@ def _fill(plan: dict[str, _Leaf], dtype: StoredDtype, used: dict[pathlib.Path, s
   return unflatten_dict(params, sep="/")
 
 
-def _null_prompt(config: ModelConfig, params: Any) -> np.ndarray:
+def _null_prompt(config: ModelConfig, params: Params) -> np.ndarray:
   """The embedding of "" (context_length, width) float32, so that inference without a prompt needs no text encoder."""
   encoder = modules(config)["text_encoder"]
   params = jax.tree.map(lambda a: a.astype(np.float32), params)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,16 +38,16 @@ class Kind:
   """
 
   title: str
-  recognise: Callable[[Any], bool]
+  recognise: Callable[[Container[str]], bool]
   parts: dict[str, tuple[str, Callable[[Any], names.Names]]]
   completed_by: tuple[frozenset[str], str] | None = None
 
 
-def _has(*wanted: str) -> Callable[[Any], bool]:
+def _has(*wanted: str) -> Callable[[Container[str]], bool]:
   return lambda keys: all(key in keys for key in wanted)
 
 
-def _without(recognise: Callable[[Any], bool], *unwanted: str) -> Callable[[Any], bool]:
+def _without(recognise: Callable[[Container[str]], bool], *unwanted: str) -> Callable[[Container[str]], bool]:
   return lambda keys: recognise(keys) and not any(key in keys for key in unwanted)
 
 

@@ -94,7 +94,7 @@ class ModelWriter:
   def __enter__(self) -> "ModelWriter":
     return self
 
-  def __exit__(self, *_: Any) -> None:
+  def __exit__(self, *_: object) -> None:
     if self._writes:
       shutil.rmtree(self._partial, ignore_errors=True)  # gone, if it was committed
 

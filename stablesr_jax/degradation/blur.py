@@ -2,7 +2,6 @@
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +9,17 @@ import numpy as np
 
 from stablesr_jax.degradation.settings import StageSettings
 
+Scalar = jax.Array | float
+
 
 def bivariate_kernel(
-  width: int, sigma_x: Any, sigma_y: Any, theta: Any = 0.0, beta: Any = 1.0, plateau: Any = False, size: Any = None
+  width: int,
+  sigma_x: Scalar,
+  sigma_y: Scalar,
+  theta: Scalar = 0.0,
+  beta: Scalar = 1.0,
+  plateau: jax.Array | bool = False,
+  size: jax.Array | int | None = None,
 ) -> jax.Array:
   """A Gaussian kernel exp(-q^beta / 2), or a plateau 1 / (1 + q^beta), q the squared Mahalanobis distance.
 

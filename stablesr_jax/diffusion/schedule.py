@@ -54,7 +54,7 @@ def _alphas_cumprod(config: DiffusionConfig) -> np.ndarray:
 
 
 def coefficients(
-  config: DiffusionConfig, t: Integer[Array, "..."] | int, ndim: int
+  config: DiffusionConfig, t: Integer[Array | np.ndarray, "..."] | int, ndim: int
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
   """The factors of x_0 and of the noise at timesteps t, with axes of length 1 appended up to `ndim` axes."""
   at_t = lambda table: jnp.asarray(table)[t].reshape(*jnp.shape(t), *[1] * (ndim - jnp.ndim(t)))
@@ -62,7 +62,10 @@ def coefficients(
 
 
 def add_noise(
-  config: DiffusionConfig, x0: Float[Array, "*b h w c"], noise: Float[Array, "*b h w c"], t: Integer[Array, "..."] | int
+  config: DiffusionConfig,
+  x0: Float[Array | np.ndarray, "*b h w c"],
+  noise: Float[Array | np.ndarray, "*b h w c"],
+  t: Integer[Array | np.ndarray, "..."] | int,
 ) -> Float[Array, "*b h w c"]:
   """Draws x_t of the forward process, q(x_t | x_0).
 

@@ -63,12 +63,16 @@ class Denoiser:
     self._condition = jax.jit(self._condition_impl)
     self._predict = jax.jit(self._predict_impl, compiler_options=compiler_options(compute.platform))
 
-  def condition(self, steps: Steps, prompts: Float[Array, "p n c"], guidance_scale: float) -> Conditions:
+  def condition(self, steps: Steps, prompts: Float[Array | np.ndarray, "p n c"], guidance_scale: float) -> Conditions:
     """Computes everything that does not change from step to step, for a prompt, or a prompt and a negative one."""
     return self._condition(self._params, jnp.asarray(steps.timesteps), prompts, jnp.float32(guidance_scale))
 
   def predict(
-    self, x: Float[Array, "n h w c"], lr: Float[Array, "n h w c"], i: int, conditions: Conditions
+    self,
+    x: Float[Array | np.ndarray, "n h w c"],
+    lr: Float[Array | np.ndarray, "n h w c"],
+    i: int,
+    conditions: Conditions,
   ) -> Float[Array, "n h w c"]:
     """Evaluates the networks.
 
@@ -109,8 +113,8 @@ class Denoiser:
 
   def sample(
     self,
-    latents: Sequence[Float[Array, "_ _ c"]],
-    lr_latents: Sequence[Float[Array, "_ _ c"]],
+    latents: Sequence[Float[Array | np.ndarray, "_ _ c"]],
+    lr_latents: Sequence[Float[Array | np.ndarray, "_ _ c"]],
     noise: Callable[[int, int], jax.Array],
     steps: Steps,
     conditions: Conditions,

@@ -144,7 +144,7 @@ class StableSR:
 
   def upscale_batch(
     self,
-    images: Sequence[Float[np.ndarray, "_ _ 3"]],
+    images: Sequence[np.ndarray],
     *,
     scale: float,
     keys: Sequence[Key[Array, ""]],
@@ -249,5 +249,5 @@ def _scaled_size(image: np.ndarray, scale: float) -> tuple[int, int]:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _step_noise(key: jax.Array, i: int, shape: tuple[int, ...]) -> jax.Array:
+def _step_noise(key: jax.Array, i: int | jax.Array, shape: tuple[int, ...]) -> jax.Array:
   return jax.random.normal(jax.random.fold_in(key, i), shape)

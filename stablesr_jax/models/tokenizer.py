@@ -6,11 +6,14 @@ import html
 import importlib.resources
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stablesr_jax.errors import UserError
+
+if TYPE_CHECKING:
+  from transformers import CLIPTokenizer
 
 START, END = "<start_of_text>", "<end_of_text>"
 _MERGES = 49152 - 256 - 2  # the vocabulary holds 49152 entries, less the bytes and the two tokens above
@@ -50,12 +53,12 @@ def _clean(text: str) -> str:
 
 
 @functools.cache
-def _tokenizer() -> Any:
+def _tokenizer() -> "CLIPTokenizer":
   from transformers import CLIPTokenizer  # Late: importing transformers takes a second.
 
   asset = importlib.resources.files("stablesr_jax") / "assets" / "clip_bpe" / "bpe_simple_vocab_16e6.txt.gz"
   lines = gzip.decompress(asset.read_bytes()).decode("utf-8").split("\n")
-  merges: Any = [tuple(line.split()) for line in lines[1 : 1 + _MERGES]]  # the first line is a version
+  merges: list = [tuple(line.split()) for line in lines[1 : 1 + _MERGES]]  # the first line is a version
   characters = _byte_characters()
   words = [*characters, *(c + "</w>" for c in characters), *("".join(pair) for pair in merges), START, END]
   return CLIPTokenizer(

@@ -7,7 +7,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
@@ -16,6 +16,10 @@ from stablesr_jax.errors import UserError, first_line
 from stablesr_jax.files import atomic_write
 from stablesr_jax.settings import to_json
 from stablesr_jax.training.config import TrainConfig
+
+if TYPE_CHECKING:
+  from stablesr_jax.data import Batches
+  from stablesr_jax.training.state import TrainState
 
 CONFIG = "config.json"
 
@@ -42,7 +46,7 @@ class Checkpoints:
     logging.getLogger("absl").addFilter(_is_news)
     return self
 
-  def __exit__(self, kind: Any, error: BaseException | None, *_: Any) -> None:
+  def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
     """
     Raises:
       UserError: the last checkpoint could not be written. Not if the block raised: its error comes first.
@@ -64,7 +68,7 @@ class Checkpoints:
   def path(self, step: int) -> pathlib.Path:
     return self._folder / str(step)
 
-  def restore(self, abstract: Any, data: Any | None = None) -> Any:
+  def restore(self, abstract: "TrainState", data: "Batches | None" = None) -> "TrainState":
     """The last state, in the shapes and shardings of `abstract`; `data` is set to its place then.
 
     Raises:
@@ -79,7 +83,7 @@ class Checkpoints:
   def due(self, step: int) -> bool:
     return step % self._every == 0
 
-  def save(self, step: int, state: Any, data: Any) -> None:
+  def save(self, step: int, state: "TrainState", data: "Batches") -> None:
     """Writes in the background, unless that step is there. The arrays may be used up afterwards.
 
     Raises:
@@ -141,7 +145,7 @@ def note_config(folder: pathlib.Path, config: TrainConfig) -> list[str]:
   return changes
 
 
-def _changes(before: Any, now: Any, where: str = "") -> Any:
+def _changes(before: object, now: object, where: str = "") -> Iterator[str]:
   if isinstance(before, dict) and isinstance(now, dict):
     for name in {**before, **now}:
       yield from _changes(before.get(name), now.get(name), f"{where}.{name}" if where else name)

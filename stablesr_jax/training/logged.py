@@ -1,7 +1,5 @@
 """Numbers to log as sums and counts, which add up over parts of a batch and over steps."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -9,7 +7,7 @@ from stablesr_jax.config import DiffusionConfig
 
 BANDS = 4  # of timesteps, equally wide, whose losses are told apart
 
-Means = dict[str, tuple[Any, Any]]  # sums and counts: they add up over parts of a batch, and over steps
+Means = dict[str, tuple[jax.Array, jax.Array]]  # sums and counts: they add up over parts of a batch, and over steps
 
 
 def loss_by_band(config: DiffusionConfig, losses: jax.Array, t: jax.Array) -> Means:

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from stablesr_jax.data import make_dataset
+from stablesr_jax.data import Batches, make_dataset
 from stablesr_jax.errors import UserError
 from stablesr_jax.evaluation.metrics import psnr_y, ssim_y
-from stablesr_jax.models.parameters import merge
+from stablesr_jax.models.parameters import Params, merge
 from stablesr_jax.parallel import batched, data_mesh, for_devices
 from stablesr_jax.training import state as states
 from stablesr_jax.training.checkpointing import Checkpoints, note_config
@@ -31,7 +31,7 @@ from stablesr_jax.training.logged import Means
 from stablesr_jax.training.metric_writer import MetricWriter, means
 from stablesr_jax.training.model_export import export
 from stablesr_jax.training.randomness import sample_keys
-from stablesr_jax.training.stage import TrainedStage
+from stablesr_jax.training.stage import Batch, TrainedStage
 from stablesr_jax.training.stages.autoencoder import AutoencoderTrainer
 from stablesr_jax.training.stages.cfw import CfwTrainer
 from stablesr_jax.training.stages.one_step import OneStepTrainer
@@ -47,6 +47,8 @@ STAGES = {
   OneStepStage: OneStepTrainer,
 }
 
+Validate = Callable[[Params], tuple[dict[str, float], dict[str, np.ndarray]]]
+
 
 class Diverged(UserError):
   """The loss or its gradient was not finite for too long."""
@@ -56,14 +58,14 @@ def train(config: TrainConfig, folder: pathlib.Path, *, export_only: bool = Fals
   """Trains, or goes on training, in `folder`, and writes the trained model to `folder/model`.
 
   Args:
-    export_only: takes no step; writes the model as of the last checkpoint.
+    export_only: Whether no step is taken; writes the model as of the last checkpoint.
 
   Returns:
     Whether the run is complete: False if it was told to stop. It can be resumed.
 
   Raises:
-    UserError: something in the config, the data or the starting model does not fit; one line that names it.
-    Diverged: the last steps changed nothing.
+    UserError: Something in the config, the data or the starting model does not fit; one line that names it.
+    Diverged: The last steps changed nothing.
   """
   mesh = data_mesh()
   config = dataclasses.replace(config, compute=for_devices(config.compute, mesh))
@@ -114,8 +116,8 @@ def _run(
   stage: TrainedStage,
   mesh: jax.sharding.Mesh,
   state: states.TrainState,
-  shardings: Any,
-  data: Any,
+  shardings: states.TrainState,
+  data: Batches,
   checkpoints: Checkpoints,
   stop: StopRequest,
   writer: MetricWriter | None,
@@ -124,7 +126,7 @@ def _run(
   add = jax.jit(lambda total, new: jax.tree.map(jnp.add, total, new))
   jitted, step_flops = states.make_step(stage, config, mesh, shardings), 0.0
   rate = states.learning_rate(config.optimizer, config.steps)
-  compiled: Any = None
+  compiled: jax.stages.Compiled | None = None
   total: Means | None = None
   began, counted = time.perf_counter(), 0
   start = int(state.step)
@@ -164,7 +166,11 @@ def _run(
       total, counted, began = None, 0, time.perf_counter()
     if stopping:
       checkpoints.save(number, state, data)  # first of all: there may be little time left
-    if config.validation is not None and (number % config.validation.every == 0 or number == config.steps):
+    if (
+      validate is not None
+      and config.validation is not None
+      and (number % config.validation.every == 0 or number == config.steps)
+    ):
       numbers, pictures = validate(state.averaged)
       if writer is not None:
         writer.write(number, numbers)
@@ -204,7 +210,9 @@ def _check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
     )
 
 
-def _with_pretrained(state: states.TrainState, values: Any, config: TrainConfig, shardings: Any) -> states.TrainState:
+def _with_pretrained(
+  state: states.TrainState, values: Params, config: TrainConfig, shardings: states.TrainState
+) -> states.TrainState:
   """The fresh state with a starting model's parameters in their places."""
   if not jax.tree.leaves(values):
     return state
@@ -217,13 +225,13 @@ def _to_devices(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[s
   return {name: jax.make_array_from_process_local_data(batched(mesh), rows) for name, rows in batch.items()}
 
 
-def _prepared(stage: TrainedStage, config: TrainConfig, mesh: jax.sharding.Mesh, batch: Any) -> Any:
+def _prepared(stage: TrainedStage, config: TrainConfig, mesh: jax.sharding.Mesh, batch: Batch) -> Batch:
   count = len(next(iter(batch.values())))
   prepare = lambda batch: states.prepare(stage, mesh, batch, sample_keys(config.seed, 0, count))
   return jax.jit(prepare, in_shardings=batched(mesh), out_shardings=batched(mesh))(batch)
 
 
-def _validator(config: TrainConfig, stage: TrainedStage, mesh: jax.sharding.Mesh) -> Any:
+def _validator(config: TrainConfig, stage: TrainedStage, mesh: jax.sharding.Mesh) -> Validate | None:
   """(params) -> numbers and pictures of the validation images; both on the host."""
   if config.validation is None:
     return None
@@ -235,7 +243,7 @@ def _validator(config: TrainConfig, stage: TrainedStage, mesh: jax.sharding.Mesh
   data.close()
 
   @jax.jit
-  def pictures(params: Any, frozen: Any, batch: Any) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+  def pictures(params: Params, frozen: Params, batch: Batch) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     keys = sample_keys(config.seed, 0, count)
     shown = stage.validate(params, frozen, batch, keys)
     compared = {name: shown[name] for name in shown if name != "hr" and "ours" in shown}
@@ -243,7 +251,7 @@ def _validator(config: TrainConfig, stage: TrainedStage, mesh: jax.sharding.Mesh
     numbers |= {f"validation/ssim/{name}": ssim_y(picture, shown["hr"]) for name, picture in compared.items()}
     return {name: jnp.mean(values[: settings.images]) for name, values in numbers.items()}, shown
 
-  def validate(params: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+  def validate(params: Params) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     numbers, shown = pictures(params, stage.frozen, batch)
     if jax.process_count() > 1:
       shown = {name: multihost_utils.process_allgather(picture, tiled=True) for name, picture in shown.items()}
@@ -255,7 +263,7 @@ def _validator(config: TrainConfig, stage: TrainedStage, mesh: jax.sharding.Mesh
   return validate
 
 
-def _flops(compiled: Any) -> float:
+def _flops(compiled: jax.stages.Compiled) -> float:
   """Operations of a step on each device, accumulated parts counted once, as XLA counts them."""
   analysis = compiled.cost_analysis() or {}
   return float(analysis.get("flops", 0.0))

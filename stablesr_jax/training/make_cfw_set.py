@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 import sys
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from stablesr_jax.data import make_dataset
 from stablesr_jax.data.cfw_set import sample_path, write_sample
 from stablesr_jax.degradation import degrade_pairs
 from stablesr_jax.errors import UserError
+from stablesr_jax.models.parameters import Params
 from stablesr_jax.parallel import batched, data_mesh, for_devices, replicated
 from stablesr_jax.pixels import enlarge, to_uint8
 from stablesr_jax.training.checkpointing import note_config
@@ -66,7 +67,7 @@ def make_cfw_set(config: TrainConfig, folder: pathlib.Path) -> bool:
   return True
 
 
-def _maker(stage: RestorerTrainer, config: TrainConfig, mesh: jax.sharding.Mesh) -> Any:
+def _maker(stage: RestorerTrainer, config: TrainConfig, mesh: jax.sharding.Mesh) -> Callable[..., dict[str, jax.Array]]:
   """(params, frozen, HR images uint8, batch's number) -> the batch's samples."""
   assert isinstance(config.stage, CfwDataStage)
   settings = config.stage.degradation
@@ -81,7 +82,7 @@ def _maker(stage: RestorerTrainer, config: TrainConfig, mesh: jax.sharding.Mesh)
 
   degrade = jax.shard_map(degrade, mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False)
 
-  def make(params: Any, frozen: Any, images: jax.Array, number: jax.Array) -> dict[str, jax.Array]:
+  def make(params: Params, frozen: Params, images: jax.Array, number: jax.Array) -> dict[str, jax.Array]:
     keys = jax.lax.with_sharding_constraint(sample_keys(config.seed, number, len(images)), batched(mesh))
     hr, low = degrade(keys, images)
     enlarged = enlarge(low.astype(np.float32) / 255, hr.shape[1:3]) * 2 - 1

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 
@@ -10,7 +10,7 @@ from stablesr_jax.config import ModelConfig
 from stablesr_jax.models.parameters import Params
 from stablesr_jax.training.logged import Means
 
-Batch = dict[str, Any]
+Batch = dict[str, jax.Array]
 
 
 class TrainedStage(Protocol):
@@ -36,7 +36,9 @@ class TrainedStage(Protocol):
     """What the loss needs from the data's batch. Pure, each sample by itself; not differentiated."""
     ...
 
-  def loss(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array, step: Any) -> tuple[jax.Array, Means]:
+  def loss(
+    self, params: Params, frozen: Params, batch: Batch, keys: jax.Array, step: jax.Array
+  ) -> tuple[jax.Array, Means]:
     """The mean loss of a prepared batch, and what to log: sums and counts, "loss" among them. Pure."""
     ...
 

@@ -1,7 +1,6 @@
 """The converted model that a stage starts from: its frozen parts, and initial values of trained ones."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,25 +17,25 @@ def open_model(config: TrainConfig, needed: tuple[str, ...], *, whole: bool = Fa
   """The model that a stage starts from.
 
   Args:
-    needed: parts that it must have.
-    whole: nothing is added to them, not even what conditions the UNet.
+    needed: The parts that it must have.
+    whole: Whether nothing is added to them, not even what conditions the UNet.
 
   Raises:
-    UserError: there is none, it lacks a needed part, or its parts are of another architecture than the config's.
+    UserError: There is none, it lacks a needed part, or its parts are of another architecture than the config's.
   """
   if config.model_path is None:
     raise UserError(f"model-path: this stage needs a model with {', '.join(needed).replace('_', ' ')}")
   manifest = read_manifest(config.model_path)
   for part in ("autoencoder", "unet", "time_aware_encoder"):
-    there, wanted = getattr(manifest.architecture, part), getattr(config.model, part)
-    if there is None:
+    present, expected = getattr(manifest.architecture, part), getattr(config.model, part)
+    if present is None:
       if part in needed:
         raise UserError(f"{config.model_path}: this model has no {part.replace('_', ' ')}")
-    elif wanted is not None and (different := _difference(part, to_json(there), to_json(wanted), whole)):
+    elif expected is not None and (different := _difference(part, to_json(present), to_json(expected), whole)):
       raise UserError(f"{config.model_path}: another architecture than the config's: {different}")
-  there, wanted = manifest.architecture.diffusion, config.model.diffusion
-  if manifest.architecture.unet is not None and there != wanted:
-    different = _difference("diffusion", to_json(there), to_json(wanted), whole)
+  present, expected = manifest.architecture.diffusion, config.model.diffusion
+  if manifest.architecture.unet is not None and present != expected:
+    different = _difference("diffusion", to_json(present), to_json(expected), whole)
     raise UserError(f"{config.model_path}: another diffusion than the config's: {different}")
   return manifest
 
@@ -45,10 +44,10 @@ _MAY_DIFFER = ("cfw", "cfw_growth", "cfw_blocks", "scale_factor")  # of the last
 _MAY_BE_ADDED = ("conditioning", "structure_channels", "sft_hidden_channels")
 
 
-def _difference(part: str, there: dict[str, Any], wanted: dict[str, Any], whole: bool) -> str:
+def _difference(part: str, present: dict[str, object], expected: dict[str, object], whole: bool) -> str:
   passed_over = _MAY_DIFFER if whole else _MAY_DIFFER + _MAY_BE_ADDED
-  differing = [name for name in there if there[name] != wanted[name] and name not in passed_over]
-  return ", ".join(f"{part}.{name} is {there[name]}, not {wanted[name]}" for name in differing)
+  differing = [name for name in present if present[name] != expected[name] and name not in passed_over]
+  return ", ".join(f"{part}.{name} is {present[name]}, not {expected[name]}" for name in differing)
 
 
 def load(

@@ -1,7 +1,6 @@
 """The training state, and the compiled step that changes it."""
 
 import functools
-from typing import Any
 
 import flax.struct
 import jax
@@ -14,9 +13,7 @@ from stablesr_jax.parallel import batched, platform, replicated
 from stablesr_jax.training.config import OptimizerConfig, TrainConfig
 from stablesr_jax.training.logged import Means
 from stablesr_jax.training.randomness import keys_for, sample_keys
-from stablesr_jax.training.stage import TrainedStage
-
-Batch = dict[str, Any]
+from stablesr_jax.training.stage import Batch, TrainedStage
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -31,12 +28,12 @@ class TrainState(flax.struct.PyTreeNode):
     skipped: The number of such steps in all, () int32.
   """
 
-  step: Any
+  step: jax.Array
   params: Params
   opt_state: optax.OptState
   ema: Params | None
-  bad_steps: Any
-  skipped: Any
+  bad_steps: jax.Array
+  skipped: jax.Array
 
   @property
   def averaged(self) -> Params:
@@ -77,17 +74,17 @@ def create(config: TrainConfig, params: Params) -> TrainState:
   )
 
 
-def shardings(config: TrainConfig, abstract: Any, mesh: jax.sharding.Mesh) -> Any:
+def shardings(config: TrainConfig, abstract: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
   """Where each array of a state (in shapes alone) lies: everywhere, or with "fsdp" in parts along its longest axis."""
 
-  def of(leaf: Any) -> jax.NamedSharding:
+  def sharding(leaf: jax.ShapeDtypeStruct) -> jax.NamedSharding:
     divisible = [axis for axis, side in enumerate(leaf.shape) if side % mesh.size == 0]
     if config.sharding == "replicated" or not divisible or leaf.size < 2**14:  # small ones are not worth gathering
       return replicated(mesh)
     longest = max(divisible, key=lambda axis: leaf.shape[axis])
     return jax.NamedSharding(mesh, jax.P(*[None] * longest, "data"))
 
-  return jax.tree.map(of, abstract)
+  return jax.tree.map(sharding, abstract)
 
 
 def prepare(stage: TrainedStage, mesh: jax.sharding.Mesh, batch: Batch, keys: jax.Array) -> Batch:
@@ -96,7 +93,9 @@ def prepare(stage: TrainedStage, mesh: jax.sharding.Mesh, batch: Batch, keys: ja
   return jax.shard_map(stage.prepare, mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False)(batch, keys)
 
 
-def make_step(stage: TrainedStage, config: TrainConfig, mesh: jax.sharding.Mesh, state_shardings: Any) -> Any:
+def make_step(
+  stage: TrainedStage, config: TrainConfig, mesh: jax.sharding.Mesh, state_shardings: TrainState
+) -> jax.stages.Wrapped:
   """The jitted step: (state, frozen, batch) -> (state, means). The state given is used up."""
   optimizer = make_optimizer(config.optimizer, config.steps)
   parts = config.optimizer.accumulation

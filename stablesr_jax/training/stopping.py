@@ -1,7 +1,8 @@
 """Stopping cleanly when the machine is about to be taken away."""
 
 import signal
-from typing import Any
+from collections.abc import Callable
+from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
@@ -15,18 +16,18 @@ class StopRequest:
 
   def __init__(self):
     self._came = False
-    self._before: Any = None
+    self._before: Callable[[int, FrameType | None], object] | int | None = None
 
   def __enter__(self) -> "StopRequest":
     if jax.process_count() == 1:
       self._before = signal.signal(signal.SIGTERM, self._note)
     return self  # With several, JAX's own service takes the signal.
 
-  def __exit__(self, *_: Any) -> None:
+  def __exit__(self, *_: object) -> None:
     if jax.process_count() == 1:
       signal.signal(signal.SIGTERM, self._before)
 
-  def _note(self, *_: Any) -> None:
+  def _note(self, *_: object) -> None:
     self._came = True
 
   def after(self, step: int) -> bool:

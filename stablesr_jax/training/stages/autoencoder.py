@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +58,9 @@ class AutoencoderTrainer:
   def prepare(self, batch: Batch, keys: jax.Array) -> Batch:
     return {"hr": batch["hr"].astype(jnp.float32) / 127.5 - 1}
 
-  def loss(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array, step: Any) -> tuple[jax.Array, Means]:
+  def loss(
+    self, params: Params, frozen: Params, batch: Batch, keys: jax.Array, step: jax.Array
+  ) -> tuple[jax.Array, Means]:
     image, count = batch["hr"], jnp.float32(len(keys))
     moments = self._encode(params, image)
     mean, std = posterior(moments)

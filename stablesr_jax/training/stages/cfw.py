@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +54,9 @@ class CfwTrainer:
     hr, low = (batch[name].astype(jnp.float32) / 255 for name in ("hr", "lr"))
     return {"hr": hr * 2 - 1, "lr": enlarge(low, hr.shape[1:3]) * 2 - 1, "latent": batch["latent"].astype(jnp.float32)}
 
-  def loss(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array, step: Any) -> tuple[jax.Array, Means]:
+  def loss(
+    self, params: Params, frozen: Params, batch: Batch, keys: jax.Array, step: jax.Array
+  ) -> tuple[jax.Array, Means]:
     image, count = self._decode(params, frozen, batch, 1.0), jnp.float32(len(keys))
     loss, logged = self._reconstruction(params, frozen, image, batch["hr"], step)
     return loss, {"loss": (loss * count, count), **logged}

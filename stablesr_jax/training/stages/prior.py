@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +57,9 @@ class PriorTrainer:
   def prepare(self, batch: Batch, keys: jax.Array) -> Batch:
     return {"hr": batch["hr"].astype(jnp.float32) / 127.5 - 1}
 
-  def loss(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array, step: Any) -> tuple[jax.Array, Means]:
+  def loss(
+    self, params: Params, frozen: Params, batch: Batch, keys: jax.Array, step: jax.Array
+  ) -> tuple[jax.Array, Means]:
     diffusion = self._config.model.diffusion
     latent = self._latents.encode(frozen["autoencoder"], batch["hr"], keys_for(keys, _POSTERIOR))
     t = jax.vmap(lambda key: jax.random.randint(key, (), 0, diffusion.steps))(keys_for(keys, _TIME))

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +81,9 @@ class RestorerTrainer:
   def prepare(self, batch: Batch, keys: jax.Array) -> Batch:
     return prepare_pairs(batch, keys, self._stage.degradation, self._config.compute.platform)
 
-  def loss(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array, step: Any) -> tuple[jax.Array, Means]:
+  def loss(
+    self, params: Params, frozen: Params, batch: Batch, keys: jax.Array, step: jax.Array
+  ) -> tuple[jax.Array, Means]:
     diffusion = self._config.model.diffusion
     latent = self.latents.encode(frozen["autoencoder"], batch["hr"], keys_for(keys, _HR_POSTERIOR))
     low = self.latents.encode(frozen["autoencoder"], batch["lr"], keys_for(keys, _LR_POSTERIOR))
