@@ -194,7 +194,7 @@ class LPIPSConfig:
   """The perceptual distance's VGG16, `width` channels in its first stage and 8 times as many in its last.
 
   Attributes:
-    stages: how many of the five are compared; the first three cost 60 % of all.
+    stages: The number of the five stages that are compared; the first three cost 60 % of all.
   """
 
   width: Count = 64
@@ -260,19 +260,20 @@ class SamplingConfig:
   """How a picture is restored; the defaults are the paper's.
 
   Attributes:
-    sampler: "ddpm" (ancestral) or "ddim" (deterministic unless `eta` > 0).
-    steps: respaced denoising steps, 1 to start_step + 1. A single one leads from `start_step` to x0.
-    start_step: timestep at which the noised LR latent starts, at most the diffusion's steps - 1; 999 is the paper's.
-      Lower keeps more of the input.
-    start_noise: factor of the noise in the start, the forward process's and the posterior's, 0 to 1; 1 is the paper's,
-      0 starts from the mean LR latent, scaled as it is at `start_step`.
-    eta: DDIM's noise, 0 to 1.
-    guidance_scale: s of eq. 8; 1 is no guidance.
-    prompt, negative_prompt: "" is the null prompt.
-    fidelity_weight: w of CFW in [0, 1]: 0 is most generative, 1 keeps closest to the input.
-    color_fix: colour correction against the enlarged input (3.3): "adain", "wavelet" or "none".
-    tile_size: of aggregation sampling, in latent pixels, a multiple of 8.
-    tile_overlap: of neighbouring tiles, in latent pixels; None is the paper's 32, or half of a tile below 64.
+    sampler: The sampler: "ddpm" (ancestral) or "ddim" (deterministic unless `eta` > 0).
+    steps: The number of respaced denoising steps, 1 to start_step + 1. A single one leads from `start_step` to x0.
+    start_step: The timestep at which the noised LR latent starts, at most the diffusion's steps - 1; 999 is the
+      paper's. Lower keeps more of the input.
+    start_noise: The factor of the noise in the start, the forward process's and the posterior's, 0 to 1; 1 is the
+      paper's, 0 starts from the mean LR latent, scaled as it is at `start_step`.
+    eta: The share of noise in DDIM's steps, 0 to 1.
+    guidance_scale: The s of eq. 8; 1 is no guidance.
+    prompt: The text that describes the picture; "" is the null prompt.
+    negative_prompt: The text that guidance leads away from; "" is the null prompt.
+    fidelity_weight: The w of CFW in [0, 1]: 0 is most generative, 1 keeps closest to the input.
+    color_fix: The colour correction against the enlarged input (3.3): "adain", "wavelet" or "none".
+    tile_size: The side of a tile of aggregation sampling, in latent pixels, a multiple of 8.
+    tile_overlap: How many latent pixels neighbouring tiles share; None is the paper's 32, or half of a tile below 64.
   """
 
   sampler: Literal["ddpm", "ddim"] = "ddpm"

@@ -52,7 +52,7 @@ class Arguments:
   sampler: Annotated[Literal["ddpm", "ddim"] | None, _own("ddpm|ddim")] = None
   """the sampler: ddpm (the paper's) or ddim, for few steps"""
   steps: Annotated[int | None, _own("N")] = None
-  """denoising steps: 200 in the paper, 4 for Turbo weights, 1 for models trained to need no more"""
+  """number of denoising steps: 200 in the paper, 4 for Turbo weights, 1 for models trained to need no more"""
   start_step: Annotated[int | None, _own("T")] = None
   """timestep of the noised input that sampling starts from, 1 to 999 (the paper's); lower keeps more of the input"""
   start_noise: Annotated[float | None, _own("S")] = None

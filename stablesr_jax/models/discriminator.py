@@ -10,9 +10,12 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from stablesr_jax.config import ComputeConfig, DiscriminatorConfig
+
+Logits = Float[Array | np.ndarray, "..."]
 
 _KERNEL_INIT = nn.initializers.normal(0.02)
 
@@ -63,7 +66,7 @@ class PatchDiscriminator(nn.Module):
     )
 
 
-def hinge_discriminator_loss(real_logits: Float[Array, "..."], fake_logits: Float[Array, "..."]) -> Float[Array, ""]:
+def hinge_discriminator_loss(real_logits: Logits, fake_logits: Logits) -> Float[Array, ""]:
   """The discriminator's loss, float32: 0 where real logits are above 1 and fake ones below -1.
 
   Args:
@@ -74,13 +77,14 @@ def hinge_discriminator_loss(real_logits: Float[Array, "..."], fake_logits: Floa
   return (jnp.mean(jax.nn.relu(1 - real_logits)) + jnp.mean(jax.nn.relu(1 + fake_logits))) / 2
 
 
-def hinge_generator_loss(fake_logits: Float[Array, "..."]) -> Float[Array, ""]:
+def hinge_generator_loss(fake_logits: Logits) -> Float[Array, ""]:
   """The adversarial loss, float32, of what made the images: minus the mean logit."""
   return -jnp.mean(jnp.asarray(fake_logits, jnp.float32))
 
 
 def adaptive_weight(
-  reconstruction_grad: PyTree[Float[Array, "..."]], adversarial_grad: PyTree[Float[Array, "..."]]
+  reconstruction_grad: PyTree[Float[Array | np.ndarray, "..."]],
+  adversarial_grad: PyTree[Float[Array | np.ndarray, "..."]],
 ) -> Float[Array, ""]:
   """The weight, float32 in [0, 1e4] that makes both losses pull equally hard at the decoder's last layer.
 
@@ -96,5 +100,5 @@ def adaptive_weight(
   return jax.lax.stop_gradient(jnp.clip(ratio, 0.0, 1e4))
 
 
-def _norm(tree: PyTree[jax.Array]) -> jax.Array:
+def _norm(tree: PyTree[jax.Array | np.ndarray]) -> jax.Array:
   return jnp.sqrt(sum((jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(tree)), jnp.float32(0)))

@@ -18,12 +18,12 @@ class AutoencoderStage:
   """The KL autoencoder, for people who have no Stable Diffusion (Rombach et al. 2022, section 3.1).
 
   Attributes:
-    kl_weight: of the posterior's divergence from a standard normal, a mean over the latent's values as the L1 loss is
-      one over the image's. (Published: 1e-6 with sums in place of means, which is 2e-8 here.)
-    perceptual_weight: of LPIPS; above 0 needs `lpips`.
-    lpips: folder that `convert_weights.py` made from VGG16 and LPIPS's heads.
-    adversarial_weight: of the discriminator's verdict, before the adaptive factor; 0 trains none.
-    adversarial_start: first step with it.
+    kl_weight: The weight of the posterior's divergence from a standard normal, a mean over the latent's values as the
+      L1 loss is one over the image's. (Published: 1e-6 with sums in place of means, which is 2e-8 here.)
+    perceptual_weight: The weight of LPIPS; above 0 needs `lpips`.
+    lpips: The folder that `convert_weights.py` made from VGG16 and LPIPS's heads.
+    adversarial_weight: The weight of the discriminator's verdict, before the adaptive factor; 0 trains none.
+    adversarial_start: The first step with it.
   """
 
   kl_weight: NotNegative = 2e-8
@@ -44,8 +44,9 @@ class RestorerStage:
   """Time-aware encoder and SFT on the frozen prior (3.1), the paper's first stage.
 
   Attributes:
-    degradation: how LR images are made; data that comes in pairs is not degraded.
-    train_prior: trains the whole UNet, from nothing unless `model_path` has one: the paper's ablation "from scratch".
+    degradation: How LR images are made; data that comes in pairs is not degraded.
+    train_prior: Whether the whole UNet is trained, from nothing unless `model_path` has one: the paper's ablation "from
+      scratch".
   """
 
   degradation: DegradationSettings = DegradationSettings()
@@ -59,7 +60,7 @@ class CfwDataStage:
   The restorer samples as the run's `sampling` says (the paper: 200 steps).
 
   Attributes:
-    count: samples of the whole set (the paper: 100,000).
+    count: The samples of the whole set (the paper: 100,000).
   """
 
   degradation: DegradationSettings = DegradationSettings()
@@ -86,9 +87,10 @@ class OneStepStage:
   Where that is below 1, w = 1 is trained beside it with L1 alone, and stays the faithful end.
 
   Attributes:
-    trained: "steering": time-aware encoder, SFT and CFW, on a frozen prior and autoencoder; "all": the whole UNet and
-      autoencoder, too.
-    teacher_weight: of the L1 distance to what the starting model makes of the same LR image by `teacher`; 0 asks none.
+    trained: What is trained: "steering": time-aware encoder, SFT and CFW, on a frozen prior and autoencoder; "all": the
+      whole UNet and autoencoder, too.
+    teacher_weight: The weight of the L1 distance to what the starting model makes of the same LR image by `teacher`; 0
+      asks none.
   """
 
   degradation: DegradationSettings = DegradationSettings()
@@ -110,11 +112,11 @@ class OptimizerConfig:
   """AdamW (defaults: the published restorer's).
 
   Attributes:
-    learning_rate: after `warmup_steps` of linear growth.
-    schedule: afterwards "constant", or "cosine" down to 0 at the last step.
-    clip_norm: longest gradient over all parameters; None is no limit.
-    accumulation: parts that a batch is computed in, one after the other, to save memory.
-    ema_decay: of the average of the parameters that is exported in their place; None keeps none.
+    learning_rate: The rate after `warmup_steps` of linear growth.
+    schedule: The rate's course afterwards: "constant", or "cosine" down to 0 at the last step.
+    clip_norm: The longest gradient over all parameters; None is no limit.
+    accumulation: The number of parts that a batch is computed in, one after the other, to save memory.
+    ema_decay: The decay of the parameters' average, which is exported in their place; None keeps none.
   """
 
   learning_rate: Positive = 5e-5
@@ -132,10 +134,10 @@ class ValidationConfig:
   """Restoring a fixed set of images now and then.
 
   Attributes:
-    data: where the images are from; cropped and degraded as in training, with random numbers that never change.
-    images: how many of them.
-    every: steps from one validation to the next.
-    sampling: for the stages that sample.
+    data: Where the images are from; cropped and degraded as in training, with random numbers that never change.
+    images: The number of images.
+    every: The steps from one validation to the next.
+    sampling: How the stages that sample do it.
   """
 
   data: DataConfig
@@ -149,23 +151,24 @@ class TrainConfig:
   """A training run.
 
   Attributes:
-    stage: what is trained, and its own settings.
-    model: the architecture; parts the stage does not use are passed over.
-    data: the training images.
-    model_path: converted model folder that the frozen parts come from, and initial values of trained parts it has.
-    sampling: the defaults that the trained model carries.
-    steps: updates of the parameters.
-    batch_size: samples of an update, on all devices of all hosts together.
-    seed: of initial values and of all that is drawn in training.
-    compute: how it is computed; master weights and updates are float32 always.
-    sharding: "replicated": every device has the whole training state; "fsdp": trained parameters and the optimiser's
-      state are divided among the devices.
-    log_every: steps from one line of metrics to the next.
-    checkpoint_every: steps from one checkpoint to the next.
-    keep_last: how many checkpoints are kept.
-    keep_every: steps from one checkpoint that is kept for good to the next; None keeps none so.
-    max_bad_steps: stop after so many steps in a row whose loss or gradient was not finite; such steps change nothing.
-    validation: None never validates.
+    stage: What is trained, and its own settings.
+    model: The architecture; parts the stage does not use are passed over.
+    data: The training images.
+    model_path: The converted model folder that the frozen parts come from, and initial values of trained parts it has.
+    sampling: The defaults that the trained model carries.
+    steps: The number of updates of the parameters.
+    batch_size: The samples of an update, on all devices of all hosts together.
+    seed: The seed of initial values and of all that is drawn in training.
+    compute: How it is computed; master weights and updates are float32 always.
+    sharding: Where the state lies: "replicated": every device has the whole training state; "fsdp": trained parameters
+      and the optimiser's state are divided among the devices.
+    log_every: The steps from one line of metrics to the next.
+    checkpoint_every: The steps from one checkpoint to the next.
+    keep_last: The number of checkpoints that are kept.
+    keep_every: The steps from one checkpoint that is kept for good to the next; None keeps none so.
+    max_bad_steps: The number of steps in a row whose loss or gradient was not finite, after which training stops; such
+      steps change nothing.
+    validation: The validation; None is none.
   """
 
   stage: Stage
