@@ -73,7 +73,9 @@ class OneStepTrainer:
   def prepare(self, batch: Batch, keys: jax.Array) -> Batch:
     return prepare_pairs(batch, keys, self._stage.degradation, self._config.compute.platform)
 
-  def loss(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array, step: Any) -> tuple[jax.Array, Means]:
+  def loss(
+    self, params: Params, frozen: Params, batch: Batch, keys: jax.Array, step: jax.Array
+  ) -> tuple[jax.Array, Means]:
     count, logged = jnp.float32(len(keys)), {}
     whole = _merged(frozen, params)
     latent, features = self._restore(whole, frozen, batch["lr"], keys, self._config.sampling)

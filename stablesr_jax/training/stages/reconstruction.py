@@ -1,7 +1,5 @@
 """The loss of images against images, of all stages that train a decoder: L1, LPIPS, and a discriminator's verdict."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -57,7 +55,7 @@ class ReconstructionLoss:
     return {DISCRIMINATOR: self._discriminator.init(key, jnp.zeros((1, side, side, 3)))["params"]}
 
   def __call__(
-    self, params: Params, frozen: Params, image: jax.Array, target: jax.Array, step: Any
+    self, params: Params, frozen: Params, image: jax.Array, target: jax.Array, step: jax.Array
   ) -> tuple[jax.Array, Means]:
     """
     Args:
