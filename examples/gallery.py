@@ -23,6 +23,7 @@ from stablesr_jax.degradation import PRESETS, degrade
 HERE = pathlib.Path(__file__).resolve().parent
 SHEET = HERE.parent / "docs" / "images" / "side_by_side.png"
 SIDE, SCALE = 512, 4
+SEED = 0  # of the restorer's noise
 # Left and top of the part, and the seed of its degradation.
 PARTS = {"astronaut": (0, 0, 0), "chelsea": (0, 0, 1), "coffee": (60, 0, 2)}
 COLUMNS = ("input", "bicubic", "stablesr_jax", "stablesr_jax, w = 1")
@@ -38,12 +39,12 @@ def main() -> None:
     image = jnp.asarray(original(name)[None] / np.float32(255))
     low = np.asarray(degrade(jax.random.key(seed)[None], image, PRESETS["stablesr_512"])[0])
     degraded = Image.fromarray(np.round(low * 255).astype(np.uint8))
-    restored = model.upscale(degraded, scale=SCALE)
+    restored = model.upscale(degraded, scale=SCALE, seed=SEED)
     for folder, picture in (("degraded", degraded), ("restored", restored)):
       (HERE / folder).mkdir(exist_ok=True)
       picture.save(HERE / folder / f"{name}.png")
     enlarged = [degraded.resize(restored.size, how) for how in (Image.Resampling.NEAREST, Image.Resampling.BICUBIC)]
-    rows.append([*enlarged, restored, model.upscale(degraded, scale=SCALE, sampling=faithfully)])
+    rows.append([*enlarged, restored, model.upscale(degraded, scale=SCALE, seed=SEED, sampling=faithfully)])
   SHEET.parent.mkdir(exist_ok=True)
   sheet(rows).save(SHEET, optimize=True)
   print(SHEET)

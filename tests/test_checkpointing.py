@@ -1,5 +1,6 @@
 """Checkpoints of a run when the disk is full."""
 
+import asyncio
 import errno
 import logging
 import os
@@ -31,6 +32,7 @@ class Place:
     async def write():
       folder = await directory.await_creation()
       if batches >= self.full:
+        await asyncio.sleep(1)  # the arrays are written meanwhile: a process that ends leaves no writer behind
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
       (folder / "batches").write_text(str(batches))
 
@@ -59,8 +61,8 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(tmp_path, caplo
     assert checkpoints.latest == 1
     restored = checkpoints.restore(STATE, place)
     assert (restored["weights"] == STATE["weights"]).all() and place.batches == 1
-    checkpoints.save(2, STATE, Place(2, full=3))
-  assert [path.name for path in folder.iterdir()] == ["2"]
+    checkpoints.save(4, STATE, Place(2, full=3))
+  assert [path.name for path in folder.iterdir()] == ["4"]
 
 
 def test_what_fails_in_the_background_is_told_at_the_end(tmp_path):
