@@ -107,7 +107,11 @@ def run(
     number, coefficients = row
     return step(x, predict(x, coefficients.timesteps), noise(number), coefficients), None
 
-  return jax.lax.scan(body, x, (jnp.arange(len(steps.timesteps)), steps))[0]
+  rows = jnp.arange(len(steps.timesteps)), jax.tree.map(jnp.asarray, steps)
+  if len(steps.timesteps) == 1:
+    # Without a loop: within one, XLA's CPU backend computes the gradients of convolutions by plain loops.
+    return body(x, jax.tree.map(lambda column: column[0], rows))[0]
+  return jax.lax.scan(body, x, rows)[0]
 
 
 def classifier_free_guidance(prediction: Latent, negative: Latent, scale: Float[Array, ""] | float) -> Latent:
