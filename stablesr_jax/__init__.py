@@ -1,7 +1,7 @@
 """StableSR in JAX/Flax: real-world image super-resolution with a frozen Stable Diffusion prior."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
   from stablesr_jax.config import ComputeConfig, ModelConfig, SamplingConfig
@@ -20,7 +20,7 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
   """Imports what is asked for when it is: with the pipeline comes JAX's whole stack, and `--help` answers at once."""
   if name in _MODULES:
     return getattr(importlib.import_module(_MODULES[name]), name)

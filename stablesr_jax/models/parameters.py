@@ -36,6 +36,6 @@ def is_cfw(path: str) -> bool:
   return path.startswith("decoder/cfw_")
 
 
-def apply(module: nn.Module, params: Params, *args: Any, method: str | None = None) -> Any:
+def apply(module: nn.Module, params: Params, *args: object, method: str | None = None) -> Any:
   """A module's answer with these parameters."""
   return module.apply({"params": params}, *args, method=method)

@@ -6,9 +6,9 @@ import numpy as np
 from stablesr_jax.config import ComputeConfig
 from tests.reference_data import fidelity_weights, load, nhwc, relative_error, rms
 
-# Of the largest difference to the answer's RMS. Both sides are float32, and every processor sums in an order of its
-# own: 1.3e-5 was seen. bfloat16, the nearest thing to a mistake, is off by more than 1e-4.
-BOUND = 5e-5
+# Of the largest difference to the answer's RMS. Both sides are float32 and every processor sums in an order of its own,
+# which shows most in the decoder: 1.3e-5 with AVX2, less than 1e-5 with AVX-512. All else keeps 1e-5 on both.
+BOUND, DECODER_BOUND = 1e-5, 2e-5
 
 
 def test_time_aware_encoder_and_unet(small):
@@ -26,7 +26,7 @@ def test_autoencoder(small):
   moments, _ = small.apply("autoencoder", nhwc(data["image"]), method="encode")
   assert relative_error(moments, nhwc(data["moments"])) <= BOUND
   decoded = small.apply("autoencoder", nhwc(data["z"]), method="decode")
-  assert relative_error(decoded, nhwc(data["decoded"])) <= BOUND
+  assert relative_error(decoded, nhwc(data["decoded"])) <= DECODER_BOUND
 
 
 def test_controllable_feature_wrapping(small_cfw):
@@ -37,7 +37,7 @@ def test_controllable_feature_wrapping(small_cfw):
     assert relative_error(feature, nhwc(data[f"fea_{i}"])) <= BOUND
   for key, weight in fidelity_weights(data).items():
     decoded = small_cfw.apply("autoencoder", nhwc(data["z"]), features, weight, method="decode")
-    assert relative_error(decoded, nhwc(data[key])) <= BOUND, key
+    assert relative_error(decoded, nhwc(data[key])) <= DECODER_BOUND, key
 
 
 def test_half_precision_is_close(small):

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +115,7 @@ class OneStepTrainer:
 
   def _restore(
     self, whole: Params, frozen: Params, lr: jax.Array, keys: jax.Array, sampling: SamplingConfig
-  ) -> tuple[jax.Array, Any]:
+  ) -> tuple[jax.Array, list[jax.Array]]:
     """LR images (B, H, W, 3) in [-1, 1], enlarged -> the diffusion's latents (B, h, w, 4), and features for CFW."""
     diffusion = self._architecture.diffusion
     moments, features = apply(self._modules["autoencoder"], whole["autoencoder"], lr, method="encode")
@@ -132,7 +131,7 @@ class OneStepTrainer:
     start, steps = samplers.start(diffusion, sampling, low, noise(_NOISE))
     return samplers.run(predict, start, steps, lambda i: noise(_STEPS + i)), features
 
-  def _decode(self, whole: Params, latent: jax.Array, features: Any, weight: float) -> jax.Array:
+  def _decode(self, whole: Params, latent: jax.Array, features: list[jax.Array], weight: float) -> jax.Array:
     z = latent / self._autoencoder.scale_factor
     return apply(self._modules["autoencoder"], whole["autoencoder"], z, features, weight, method="decode")
 
