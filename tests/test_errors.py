@@ -212,8 +212,8 @@ def test_a_folder_is_restored_from_python(stub, tmp_path):
     ("import pathlib\npathlib.Path('nowhere').read_text()\n", "2: FileNotFoundError: "),
     ("def get_config():\n  assert False\n", "2: AssertionError: AssertionError"),
     (
-      "from stablesr_jax import SamplingConfig\ndef get_config():\n  return SamplingConfig(steps=1)\n",
-      "3: steps 1: must be ",
+      "from stablesr_jax import SamplingConfig\ndef get_config():\n  return SamplingConfig(steps=0)\n",
+      "3: steps 0: must be ",
     ),
     ("get = 1\n", " has no get_config()"),
     ("get_config = lambda: 1\n", " get_config() must return a TrainConfig, not int"),

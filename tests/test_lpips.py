@@ -131,7 +131,7 @@ def test_report_and_manifest(converted):
   assert "left out 6 (VGG16's classifier, which LPIPS does not use)" in left_out
   assert isinstance(manifest, LPIPSManifest) and manifest.lpips == LPIPSConfig(64 // divisor)
   values = json.loads((folder / "converted/model.json").read_text())
-  assert values["lpips"] == {"width": 64 // divisor}
+  assert values["lpips"] == {"width": 64 // divisor, "stages": 5}
   digests = {source["file"]: source["sha256"] for source in values["sources"]}
   assert digests == {name: sha256(folder / name) for name in ("vgg16-397923af.pth", "vgg.pth")}
   assert not list(folder.glob(".*")), "leftovers"
