@@ -26,7 +26,14 @@ from stablesr_jax.cli import train
 from stablesr_jax.data.cfw_set import read_sample, sample_paths
 from stablesr_jax.models.components import COMPONENTS
 from stablesr_jax.models.parameters import flat, is_cfw, is_modulation
-from stablesr_jax.training.config import AutoencoderStage, CfwDataStage, CfwStage, PriorStage, RestorerStage
+from stablesr_jax.training.config import (
+  AutoencoderStage,
+  CfwDataStage,
+  CfwStage,
+  OneStepStage,
+  PriorStage,
+  RestorerStage,
+)
 from tests import micro, recipes
 from tests.micro import photograph
 
@@ -187,6 +194,7 @@ def test_recipe(recipe, name):
     PriorStage: ["unet", "autoencoder"],
     RestorerStage: ["unet", "time_aware_encoder", "autoencoder"],
     CfwStage: ["unet", "time_aware_encoder", "autoencoder"],
+    OneStepStage: ["unet", "time_aware_encoder", "autoencoder"],
   }[type(config.stage)]
   assert {path.split("/")[0] for path in model_of(folder / "model")} == set(trained)
   assert read_manifest(folder / "model").architecture.diffusion == config.model.diffusion
