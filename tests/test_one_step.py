@@ -67,6 +67,7 @@ def lines(folder):
   return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.training
 def test_steering_leaves_prior_and_autoencoder_and_restores_in_one_step(base, tmp_path):
   teacher = dataclasses.replace(ONE_STEP, steps=2)
   stage = dataclasses.replace(base.stage, teacher_weight=0.5, teacher=teacher)
@@ -94,6 +95,7 @@ def test_steering_leaves_prior_and_autoencoder_and_restores_in_one_step(base, tm
   np.testing.assert_array_equal(restored, model.upscale(photograph(16, 16), seed=1))  # nothing is drawn
 
 
+@pytest.mark.training
 def test_all_trains_every_part(base, tmp_path):
   stage = dataclasses.replace(base.stage, trained="all", adversarial_weight=0.0)
   sampling = dataclasses.replace(ONE_STEP, fidelity_weight=1.0)
