@@ -341,7 +341,7 @@ def test_a_model_folder_is_stored_in_another_dtype(model_folder, tmp_path, capsy
   before, after = read_manifest(model), read_manifest(output)
   assert after == dataclasses.replace(before, name="small", dtype=dtype)
   files = lambda folder: sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-  assert files(output) < 0.75 * files(model)  # names and shapes stay
+  assert files(output) < files(model)  # by little: names and shapes, most of so small a model, stay
   for part in ("unet", NULL_PROMPT):
     [old, new] = (load_params(folder, manifest, [part]) for folder, manifest in ((model, before), (output, after)))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.astype(dtype), b), old, new)

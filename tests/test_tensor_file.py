@@ -223,7 +223,7 @@ def _save_safetensors(path):
       lambda p: p.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 5\n"),
       "git-lfs pointer",
     ),
-    (lambda p: p.write_bytes(os.urandom(8) + b"\1" * 600), "is not a checkpoint"),
+    (lambda p: p.write_bytes(bytes(range(1, 9)) + b"\1" * 600), "is not a checkpoint"),
     (lambda p: p.write_bytes(b"\x80\x04]."), "Python pickle that torch.save did not write"),
     (_zip_without_pickle, "zip archive, but not a PyTorch checkpoint"),
     (_truncated(lambda p: torch.save(_torch_tensors(), p)), "truncated or damaged"),
