@@ -68,8 +68,8 @@ class Place:
     command = [sys.executable, ROOT / "train.py", *self._arguments(config, workdir, *flags)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
     environment["XLA_FLAGS"] = "" if optimize else "--xla_backend_optimization_level=0"
-    log = (self.folder / workdir).with_suffix(".log").open("a")
-    return subprocess.Popen(list(map(str, command)), cwd=self.folder, env=environment, stdout=log, stderr=log)
+    with (self.folder / workdir).with_suffix(".log").open("a") as log:
+      return subprocess.Popen(list(map(str, command)), cwd=self.folder, env=environment, stdout=log, stderr=log)
 
   def run(self, config: str, workdir: str, *flags: object, **settings: Any) -> pathlib.Path:
     """The folder of a run that ended well: in this process, or with `settings` in one of its own."""
