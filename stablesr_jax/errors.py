@@ -1,4 +1,6 @@
-"""The one error for what a person can mend."""
+"""The one error for what a person can mend, and what libraries' errors say."""
+
+import re
 
 
 class UserError(ValueError):
@@ -12,3 +14,14 @@ class UserError(ValueError):
 def first_line(error: BaseException) -> str:
   """The first line of an error's message, or its type's name where it has none: libraries write whole pages."""
   return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def system_errno(error: BaseException) -> int | None:
+  """The system's number for an error (`errno`), or None if the system refused nothing.
+
+  TensorStore, which writes models and checkpoints, has the number in the text of a ValueError.
+  """
+  if isinstance(error, OSError):
+    return error.errno
+  code = re.search(r"\[os_error_code='(\d+)'\]", str(error))
+  return int(code[1]) if code else None

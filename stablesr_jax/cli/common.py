@@ -15,7 +15,7 @@ from typing import NoReturn, TypeVar
 import tyro
 
 from stablesr_jax import __version__
-from stablesr_jax.errors import UserError
+from stablesr_jax.errors import UserError, system_errno
 
 Arguments = TypeVar("Arguments")
 
@@ -108,13 +108,13 @@ def explain(error: Exception, out_of_memory: str = "") -> str | None:
     return "out of memory" + (f"; {out_of_memory}" if out_of_memory else "")
   if isinstance(error, UserError):
     return " ".join(str(error).split())
-  if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
-    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-    return where + (error.strerror or type(error).__name__)
-  # TensorStore, which writes models and checkpoints, has the system's errors in the text of a ValueError.
-  if (code := re.search(r"\[os_error_code='(\d+)'\]", str(error))) and int(code[1]) in _SURROUNDINGS:
-    file = re.search(r'local file "([^"]+)"', str(error))
-    return (f"{file[1]}: " if file else "") + os.strerror(int(code[1]))
+  if (number := system_errno(error)) in _SURROUNDINGS and number is not None:
+    if isinstance(error, OSError):
+      file = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    else:
+      named = re.search(r'local file "([^"]+)"', str(error))
+      file = named[1] if named else ""
+    return (f"{file}: " if file else "") + os.strerror(number)
   return None
 
 

@@ -5,14 +5,13 @@ import json
 import logging
 import os
 import pathlib
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from stablesr_jax.errors import UserError, first_line
+from stablesr_jax.errors import UserError, first_line, system_errno
 from stablesr_jax.files import atomic_write
 from stablesr_jax.settings import to_json
 from stablesr_jax.training.config import TrainConfig
@@ -110,10 +109,8 @@ class Checkpoints:
 def _refusal(error: BaseException | None) -> str | None:
   """What the system said where a file could not be written; None if that is not what went wrong."""
   while error is not None:
-    if isinstance(error, OSError) and error.strerror:
-      return error.strerror
-    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore raises ValueError with this in its text
-      return os.strerror(int(code[1]))
+    if number := system_errno(error):
+      return os.strerror(number)
     error = error.__cause__ or error.__context__
   return None
 
