@@ -45,7 +45,8 @@ def read_sample(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     UserError: the file is damaged.
   """
   try:
-    with np.load(path, allow_pickle=False) as arrays:
+    # Opened here, since NumPy leaves a file that is no archive open.
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
       return {name: arrays[name] for name in ("hr", "lr", "latent")}
   except Exception as error:  # of zip, header or keys
     raise UserError(f"{path}: damaged ({first_line(error)})") from error
