@@ -1,11 +1,13 @@
 """The converted format: a folder with `model.json` and one Orbax checkpoint for each part of the model."""
 
+import contextlib
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 import jax
@@ -104,7 +106,7 @@ class ModelWriter:
     context.array.saving.use_compression = False  # weights do not compress; this halves the time
     context.memory.deepcopy_host_arrays = False
     context.memory.write_concurrent_bytes = 1 << 28
-    with context:
+    with context, quiet_orbax():
       ocp.save(str(self._partial / part), params)
 
   def copy(self, part: str, source: pathlib.Path) -> None:
@@ -127,6 +129,21 @@ class ModelWriter:
       self._partial.rename(self.path)
       shutil.rmtree(replaced, ignore_errors=True)
     _wait_for_all("model_committed")
+
+
+@contextlib.contextmanager
+def quiet_orbax() -> Iterator[None]:
+  """Keeps out of the log the traceback that each of Orbax's threads writes of an error that the caller gets anyway."""
+
+  def is_news(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and "orbax" in pathlib.Path(record.pathname).parts)
+
+  log = logging.getLogger("absl")
+  log.addFilter(is_news)
+  try:
+    yield
+  finally:
+    log.removeFilter(is_news)
 
 
 def _wait_for_all(name: str) -> None:

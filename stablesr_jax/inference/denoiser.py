@@ -165,9 +165,9 @@ class Denoiser:
 
   def _choose_tile_batch(self, tiles: int) -> int:
     if self.tile_batch is None:
-      most = _TILES_PER_CPU if self._platform == "cpu" else _TILES_PER_DEVICE
+      limit = _TILES_PER_CPU if self._platform == "cpu" else _TILES_PER_DEVICE
       each = -(-tiles // self._mesh.size)
-      self.tile_batch = self._mesh.size * min(most, 1 << (each - 1).bit_length())
+      self.tile_batch = self._mesh.size * min(limit, 1 << (each - 1).bit_length())
     return self.tile_batch
 
 

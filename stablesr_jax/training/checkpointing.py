@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import os
 import pathlib
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from stablesr_jax.checkpoints.store import quiet_orbax
 from stablesr_jax.errors import UserError, first_line, system_errno
 from stablesr_jax.files import atomic_write
 from stablesr_jax.settings import to_json
@@ -42,7 +42,8 @@ class Checkpoints:
     )
 
   def __enter__(self) -> "Checkpoints":
-    logging.getLogger("absl").addFilter(_is_news)
+    self._log = contextlib.ExitStack()
+    self._log.enter_context(quiet_orbax())
     return self
 
   def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
@@ -50,14 +51,13 @@ class Checkpoints:
     Raises:
       UserError: the last checkpoint could not be written. Not if the block raised: its error comes first.
     """
-    try:
-      with self._writing():
-        self._checkpointer.close()
-    except Exception:
-      if error is None:
-        raise
-    finally:
-      logging.getLogger("absl").removeFilter(_is_news)
+    with self._log:
+      try:
+        with self._writing():
+          self._checkpointer.close()
+      except Exception:
+        if error is None:
+          raise
 
   @property
   def latest(self) -> int | None:
@@ -73,9 +73,9 @@ class Checkpoints:
     Raises:
       UserError: it cannot be read, or is not of this architecture.
     """
-    wanted = {"state": abstract} if data is None else {"state": abstract, "data": data}
+    items = {"state": abstract} if data is None else {"state": abstract, "data": data}
     try:
-      return self._checkpointer.load_checkpointables(self._checkpointer.latest, wanted)["state"]
+      return self._checkpointer.load_checkpointables(self._checkpointer.latest, items)["state"]
     except Exception as error:  # Orbax's errors are many and long; the first line says what is wrong.
       raise UserError(f"{self.path(self.latest or 0)}: cannot be resumed from: {first_line(error)}") from error
 
@@ -101,8 +101,8 @@ class Checkpoints:
       reason = _refusal(error)
       if reason is None:
         raise
-      there = [int(path.name) for path in self._folder.glob("*") if path.name.isdecimal()]
-      last = f"the last whole one is {self.path(max(there))}" if there else "there is none yet"
+      steps = [int(path.name) for path in self._folder.glob("*") if path.name.isdecimal()]
+      last = f"the last whole one is {self.path(max(steps))}" if steps else "there is none yet"
       raise UserError(f"{self._folder}: a checkpoint cannot be written ({reason}); {last}") from error
 
 
@@ -113,11 +113,6 @@ def _refusal(error: BaseException | None) -> str | None:
       return os.strerror(number)
     error = error.__cause__ or error.__context__
   return None
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-  """A filter for logs: the traceback that each of Orbax's threads logs of an error that the caller gets, is none."""
-  return not (record.exc_info and "orbax" in pathlib.Path(record.pathname).parts)
 
 
 def note_config(folder: pathlib.Path, config: TrainConfig) -> list[str]:

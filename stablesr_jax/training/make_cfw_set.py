@@ -99,8 +99,8 @@ def _maker(stage: RestorerTrainer, config: TrainConfig, mesh: jax.sharding.Mesh)
 
 def _missing_batches(folder: pathlib.Path, count: int, size: int) -> list[int]:
   """The batches of which a sample is missing; what the first process sees holds for all."""
-  there = np.array([sample_path(folder, number).exists() for number in range(count)])
-  missing = np.array([not there[first : first + size].all() for first in range(0, count, size)])
+  made = np.array([sample_path(folder, number).exists() for number in range(count)])
+  missing = np.array([not made[first : first + size].all() for first in range(0, count, size)])
   if jax.process_count() > 1:
     missing = multihost_utils.broadcast_one_to_all(missing)
   return np.flatnonzero(missing).tolist()

@@ -29,12 +29,12 @@ class CfwTrainer:
       raise UserError("model.autoencoder.cfw: must be true to train it")
     self._config, self._mesh = config, mesh
     self._manifest = open_model(config, ("autoencoder",))
-    there = self._manifest.architecture
-    assert there.autoencoder is not None
-    self._autoencoder = dataclasses.replace(config.model.autoencoder, scale_factor=there.autoencoder.scale_factor)
-    self._architecture = dataclasses.replace(there, autoencoder=self._autoencoder)
+    source = self._manifest.architecture
+    assert source.autoencoder is not None
+    self._autoencoder = dataclasses.replace(config.model.autoencoder, scale_factor=source.autoencoder.scale_factor)
+    self._architecture = dataclasses.replace(source, autoencoder=self._autoencoder)
     self._module = components.modules(self._architecture, config.compute)["autoencoder"]
-    self._goes_on = there.autoencoder == self._autoencoder
+    self._goes_on = source.autoencoder == self._autoencoder
     self._reconstruction = ReconstructionLoss(config.stage, config.compute, mesh)
 
   @functools.cached_property

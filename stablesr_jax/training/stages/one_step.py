@@ -40,11 +40,11 @@ class OneStepTrainer:
       raise UserError("model.autoencoder.cfw: this stage trains it; must be true")
     self._config, self._stage, self._mesh = config, stage, mesh
     self._manifest = open_model(config, PARTS, whole=True)
-    there = self._manifest.architecture
-    assert there.autoencoder is not None
-    self._autoencoder = dataclasses.replace(config.model.autoencoder, scale_factor=there.autoencoder.scale_factor)
-    self._architecture = dataclasses.replace(there, autoencoder=self._autoencoder)
-    self._goes_on = there.autoencoder == self._autoencoder
+    source = self._manifest.architecture
+    assert source.autoencoder is not None
+    self._autoencoder = dataclasses.replace(config.model.autoencoder, scale_factor=source.autoencoder.scale_factor)
+    self._architecture = dataclasses.replace(source, autoencoder=self._autoencoder)
+    self._goes_on = source.autoencoder == self._autoencoder
     if stage.teacher_weight > 0 and not self._goes_on:
       raise UserError(f"stage.teacher-weight: {config.model_path} has no CFW as in model.autoencoder to teach with")
     self._modules = components.modules(self._architecture, config.compute)
@@ -64,10 +64,10 @@ class OneStepTrainer:
     return self._trained(params) | self._reconstruction.init(keys[0], self._config.data.crop_size)
 
   def pretrained(self) -> Params:
-    found = self._source(True, "float32")
+    params = self._source(True, "float32")
     if not self._goes_on:  # CFW of another kind, or none
-      found["autoencoder"] = split(found["autoencoder"], is_cfw)[1]
-    return found
+      params["autoencoder"] = split(params["autoencoder"], is_cfw)[1]
+    return params
 
   def prepare(self, batch: Batch, keys: jax.Array) -> Batch:
     return prepare_pairs(batch, keys, self._stage.degradation, self._config.compute.platform)

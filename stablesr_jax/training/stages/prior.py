@@ -33,14 +33,14 @@ class PriorTrainer:
       raise UserError("model.unet: None, but it is what this stage trains")
     self._config, self._mesh = config, mesh
     self._manifest = open_model(config, ("autoencoder",))
-    there = self._manifest.architecture
-    assert there.autoencoder is not None
+    source = self._manifest.architecture
+    assert source.autoencoder is not None
     self._unet_config = dataclasses.replace(config.model.unet, conditioning="none")
     self._architecture = dataclasses.replace(
-      there, unet=self._unet_config, time_aware_encoder=None, diffusion=config.model.diffusion
+      source, unet=self._unet_config, time_aware_encoder=None, diffusion=config.model.diffusion
     )
     self._unet = components.modules(self._architecture, config.compute)["unet"]
-    self._latents = Latents(there.autoencoder, config.compute)
+    self._latents = Latents(source.autoencoder, config.compute)
 
   @functools.cached_property
   def frozen(self) -> Params:

@@ -42,17 +42,17 @@ class RestorerTrainer:
     needed = ("autoencoder",) if self._train_prior else ("autoencoder", "unet")
     trained = isinstance(stage, CfwDataStage)
     self._manifest = open_model(config, (*needed, "time_aware_encoder") if trained else needed, whole=trained)
-    there = self._manifest.architecture
-    assert there.autoencoder is not None
+    source = self._manifest.architecture
+    assert source.autoencoder is not None
     self.architecture = dataclasses.replace(
-      there,
+      source,
       unet=config.model.unet,
       time_aware_encoder=config.model.time_aware_encoder,
       diffusion=config.model.diffusion,
     )
     modules = components.modules(self.architecture, config.compute)
     self._unet, self._encoder = modules["unet"], modules["time_aware_encoder"]
-    self.latents = Latents(there.autoencoder, config.compute)
+    self.latents = Latents(source.autoencoder, config.compute)
 
   @functools.cached_property
   def frozen(self) -> Params:
@@ -68,15 +68,15 @@ class RestorerTrainer:
     }
 
   def pretrained(self) -> Params:
-    there, wanted = self._manifest.architecture, self.architecture
-    found: Params = {}
-    if there.unet is not None and there.unet == wanted.unet:
-      found |= load(self._config, self._manifest, ("unet",), self._mesh, self._is_trained)
-    elif there.unet is not None and self._train_prior:
-      found["unet"] = self._prior("float32")
-    if there.time_aware_encoder is not None:
-      found |= load(self._config, self._manifest, ("time_aware_encoder",), self._mesh)
-    return found
+    source = self._manifest.architecture
+    params: Params = {}
+    if source.unet is not None and source.unet == self.architecture.unet:
+      params |= load(self._config, self._manifest, ("unet",), self._mesh, self._is_trained)
+    elif source.unet is not None and self._train_prior:
+      params["unet"] = self._prior("float32")
+    if source.time_aware_encoder is not None:
+      params |= load(self._config, self._manifest, ("time_aware_encoder",), self._mesh)
+    return params
 
   def prepare(self, batch: Batch, keys: jax.Array) -> Batch:
     return prepare_pairs(batch, keys, self._stage.degradation, self._config.compute.platform)
