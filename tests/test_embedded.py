@@ -20,6 +20,9 @@ assert spec and spec.loader
 gallery = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(gallery)
 
+# The paper's way: several steps from the noised LR latent, and features of the input hardly used.
+GENERATIVE = {"steps": 4, "start_step": 120, "start_noise": 1.0, "fidelity_weight": 0.05, "color_fix": "wavelet"}
+
 
 @pytest.fixture(scope="module")
 def model() -> StableSR:
@@ -49,49 +52,48 @@ def test_it_is_what_the_recipes_train():
 
 
 @pytest.mark.full
-def test_held_out_photographs(model, restored):
-  """By default more natural than bicubic enlargement; with w = 1 closer to the photograph."""
-  faithfully = dataclasses.replace(model.manifest.sampling, fidelity_weight=1.0)
-  measured: dict[str, list] = {"bicubic": [], "default": [], "faithful": []}
+def test_held_out_photographs(restored):
+  """Closer to the photographs than bicubic enlargement."""
+  gains = []
   for name in gallery.PARTS:
     degraded, original = Image.open(EXAMPLES / "degraded" / f"{name}.png"), gallery.original(name)
-    pictures = {
-      "bicubic": degraded.resize(original.shape[1::-1], Image.Resampling.BICUBIC),
-      "default": restored[name],
-      "faithful": model.upscale(degraded, sampling=faithfully),
-    }
-    for method, picture in pictures.items():
-      image, reference = (jnp.asarray(np.asarray(pixels) / np.float32(255))[None] for pixels in (picture, original))
-      values = psnr_y(image, reference)[0], ssim_y(image, reference)[0], sharpness(image)[0]
-      measured[method].append([*(float(value) for value in values), niqe(np.asarray(picture) / 255)])
-  bicubic, default, faithful = (
-    dict(zip(("psnr", "ssim", "sharpness", "niqe"), np.mean(values, axis=0), strict=True))
-    for values in measured.values()
-  )
-  assert default["psnr"] > bicubic["psnr"] - 0.3
-  assert default["sharpness"] > 0.95 * bicubic["sharpness"]  # to which noise and blocks add
-  assert default["niqe"] < bicubic["niqe"] - 1
-  assert faithful["psnr"] > bicubic["psnr"] + 0.05
-  assert faithful["ssim"] > bicubic["ssim"] + 0.01
+    bicubic = degraded.resize(original.shape[1::-1], Image.Resampling.BICUBIC)
+    reference, ours, theirs = (
+      jnp.asarray(np.asarray(picture) / np.float32(255))[None] for picture in (original, restored[name], bicubic)
+    )
+    gains.append([float((metric(ours, reference) - metric(theirs, reference))[0]) for metric in (psnr_y, ssim_y)])
+  gains = np.array(gains)
+  assert gains.mean(0)[0] > 0.05
+  assert gains.mean(0)[1] > 0.01
 
 
 @pytest.mark.full
-def test_it_does_not_blur(model):
-  """Where there is no noise to be counted as sharpness, the result is the sharper one."""
+def test_the_generative_end_does_not_blur(model):
+  """With a low w the result is sharper than bicubic enlargement, where there is no noise to be counted as sharpness."""
+  sampling = dataclasses.replace(model.manifest.sampling, **GENERATIVE)
   measured = []
   for name in gallery.PARTS:
     original = Image.fromarray(gallery.original(name))
     clean = original.resize((original.width // 4, original.height // 4), Image.Resampling.BICUBIC)
-    pictures = clean.resize(original.size, Image.Resampling.BICUBIC), model.upscale(clean)
-    measured.append([float(sharpness(jnp.asarray(picture, jnp.float32)[None] / 255)[0]) for picture in pictures])
-  bicubic, default = np.mean(measured, axis=0)
-  assert default > bicubic
+    pictures = (
+      clean.resize(original.size, Image.Resampling.BICUBIC),
+      model.upscale(clean, sampling=sampling),
+    )
+    measured.append(
+      [
+        (float(sharpness(jnp.asarray(picture, jnp.float32)[None] / 255)[0]), niqe(np.asarray(picture) / 255))
+        for picture in pictures
+      ]
+    )
+  bicubic, generative = np.mean(measured, axis=0)
+  assert generative[0] > bicubic[0]
+  assert generative[1] < bicubic[1] - 0.5
 
 
 def test_a_later_start_keeps_more_of_the_input(model):
   """The distance to the enlarged input grows with the timestep at which the noised input starts."""
-  degraded = Image.open(EXAMPLES / "degraded" / f"{next(iter(gallery.PARTS))}.png")
-  wanted = dataclasses.replace(model.manifest.sampling, steps=4, color_fix="none")
+  degraded = Image.open(EXAMPLES / "degraded" / f"{next(iter(gallery.PARTS))}.png").crop((32, 32, 104, 104))  # one tile
+  wanted = dataclasses.replace(model.manifest.sampling, **GENERATIVE | {"color_fix": "none"})
   enlarged = np.asarray(degraded.resize((4 * degraded.width, 4 * degraded.height), Image.Resampling.BICUBIC), float)
 
   def distance(start_step: int) -> float:

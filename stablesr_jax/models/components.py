@@ -1,5 +1,6 @@
 """The parts of a model by name: their modules, and the shapes of their parameters without computing any."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -36,6 +37,13 @@ def init(config: ModelConfig, component: str, key: jax.Array) -> Params:
 
 def abstract_params(config: ModelConfig, component: str) -> Params:
   """The parameters of one part as `jax.ShapeDtypeStruct`, float32."""
+  alone = ModelConfig(**{name: getattr(config, name) if name == component else None for name in COMPONENTS})
+  return jax.tree.map(lambda leaf: leaf, _abstract_params(alone, component))  # a tree of the caller's own
+
+
+@functools.cache
+def _abstract_params(config: ModelConfig, component: str) -> Params:
+  """Tracing a network takes seconds, and a model's loading, conversion and training ask for its shapes again."""
   return jax.eval_shape(lambda key: init(config, component, key), jax.random.key(0))
 
 

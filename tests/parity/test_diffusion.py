@@ -1,5 +1,7 @@
 """Schedules to the bit, and whole sampling runs with small networks and given noise."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,18 +37,25 @@ def test_respaced_schedule(steps):
   np.testing.assert_array_equal(ours.posterior_log_variance, data[f"post_log_var_{steps}"])
 
 
-def denoiser_and_conditions(small, data, steps: samplers.Steps, batch: int):
-  """The restorer's denoiser for the answers' prompts and guidance."""
-  denoiser = Denoiser(small.config, small.params, ComputeConfig(), data_mesh(jax.devices()[:1]), batch)
+@pytest.fixture(scope="module")
+def denoiser(small):
+  """The restorer's denoiser for a batch of tiles; what it compiled is kept."""
+  mesh = data_mesh(jax.devices()[:1])
+  return functools.cache(lambda batch: Denoiser(small.config, small.params, ComputeConfig(), mesh, batch))
+
+
+def condition(denoiser: Denoiser, data, steps: samplers.Steps):
+  """What the answers' prompts and guidance give the denoiser."""
   prompts, scale = [data["context"][0]], float(data.get("guidance", 1.0))
   if scale != 1:
     prompts.append(data["negative"][0])
-  return denoiser, denoiser.condition(steps, jnp.stack(prompts), scale)
+  return denoiser.condition(steps, jnp.stack(prompts), scale)
 
 
-def run_whole(small, data, steps: samplers.Steps) -> jax.Array:
+def run_whole(denoiser, data, steps: samplers.Steps) -> jax.Array:
   """Samples with the whole latent, of any shape, as one tile, from the given start and with the given noise."""
-  denoiser, conditions = denoiser_and_conditions(small, data, steps, len(data["x_T"]))
+  denoiser = denoiser(len(data["x_T"]))
+  conditions = condition(denoiser, data, steps)
   x, lr = nhwc(data["x_T"]), nhwc(data["lr_latent"])
   for i in range(len(steps.timesteps)):
     prediction = denoiser.predict(x, lr, i, conditions)
@@ -55,19 +64,19 @@ def run_whole(small, data, steps: samplers.Steps) -> jax.Array:
 
 
 @pytest.mark.parametrize("name", names("small_ddpm_*"))
-def test_ddpm(small, name):
+def test_ddpm(denoiser, name):
   data = load(name)
   config = DiffusionConfig(prediction="v" if "_v" in name else "eps")
   # The start, too: the noised LR latent at the last timestep.
   start = schedule.add_noise(config, nhwc(data["lr_latent"]), nhwc(data["noise0"]), 999)
   assert relative_error(start, nhwc(data["x_T"])) <= 1e-5
   steps = samplers.ddpm(config, schedule.respaced_timesteps(int(data["steps"])))
-  result = run_whole(small, data, steps)
+  result = run_whole(denoiser, data, steps)
   assert relative_error(result, nhwc(data["result"])) <= 1e-3
 
 
 @pytest.mark.parametrize("name", names("small_ddim_*"))
-def test_ddim(small, name):
+def test_ddim(denoiser, name):
   data = load(name)
   config = DiffusionConfig()
   timesteps = schedule.respaced_timesteps(len(data["timesteps"]))
@@ -76,21 +85,20 @@ def test_ddim(small, name):
   steps = samplers.ddim(config, timesteps, float(data["eta"]))
   np.testing.assert_allclose(steps.x_from_noise[::-1], data["sigmas"], rtol=1e-5, atol=1e-7)
   # The answers draw noise_0 at the first, noisiest step.
-  result = run_whole(small, data, steps)
+  result = run_whole(denoiser, data, steps)
   assert relative_error(result, nhwc(data["result"])) <= 1e-3
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-def test_aggregation_sampling(small, batch):
+def test_aggregation_sampling(denoiser, batch):
   data = load("small_canvas_ddpm")
   steps = samplers.ddpm(DiffusionConfig(), schedule.respaced_timesteps(int(data["steps"])))
-  denoiser, conditions = denoiser_and_conditions(small, data, steps, batch)
-  [result] = denoiser.sample(
+  [result] = denoiser(batch).sample(
     [nhwc(data["x_T"])[0]],
     [nhwc(data["lr_latent"])[0]],
     lambda k, i: nhwc(data[f"noise_{i}"])[0],
     steps,
-    conditions,
+    condition(denoiser(batch), data, steps),
     tile=int(data["tile"]),
     overlap=int(data["overlap"]),
   )
