@@ -1,10 +1,13 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and the folders they go to."""
 
 import contextlib
 import os
 import pathlib
+import tempfile
 import uuid
 from collections.abc import Iterator
+
+from stablesr_jax.errors import UserError
 
 
 @contextlib.contextmanager
@@ -28,3 +31,37 @@ def atomic_write(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     with contextlib.suppress(OSError):
       temporary.unlink(missing_ok=True)
     raise
+
+
+def make_folder(folder: pathlib.Path) -> None:
+  """Makes a folder and those above it, where they are not there yet.
+
+  Raises:
+    UserError: one of them is a file.
+    OSError: the system refuses it.
+  """
+  _nearest(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+
+
+def require_writable(folder: pathlib.Path) -> None:
+  """Checks, by making a file that is gone at once, that files can be made in a folder, or in the nearest one above it
+  where it is not there yet.
+
+  Raises:
+    UserError: they cannot.
+  """
+  there = _nearest(folder)
+  try:
+    with tempfile.TemporaryFile(dir=there):
+      pass
+  except OSError as error:
+    raise UserError(f"{there}: cannot be written to ({error.strerror})") from error
+
+
+def _nearest(folder: pathlib.Path) -> pathlib.Path:
+  """The folder itself, or the nearest one above it that is there."""
+  there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+  if there.exists() and not there.is_dir():
+    raise UserError(f"{there}: is a file, not a folder")
+  return there

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import os
 import pathlib
+import stat
 import warnings
 from typing import Any
 
@@ -69,16 +70,27 @@ def read_image(path: str | pathlib.Path) -> Picture:
     UserError: it is no picture, is damaged, has values out of range, or more pixels than Pillow's guard allows
       (twice `PIL.Image.MAX_IMAGE_PIXELS`).
   """
+  return decode_image(read_file(path), str(path))
+
+
+def read_file(path: str | pathlib.Path) -> bytes:
+  """Reads an image file as it is.
+
+  Raises:
+    UserError: there is no such file, it cannot be read, or it is none: a folder, or a pipe, which may never end.
+  """
   path = pathlib.Path(path)
-  if path.is_dir():
-    raise UserError(f"{path}: is a folder, not an image")
-  if not path.exists():
-    raise UserError(f"{path}: no such file")
   try:
-    data = path.read_bytes()
+    kind = path.stat().st_mode
+    if stat.S_ISDIR(kind):
+      raise UserError(f"{path}: is a folder, not an image")
+    if not stat.S_ISREG(kind):
+      raise UserError(f"{path}: is no regular file")
+    return path.read_bytes()
+  except FileNotFoundError as error:
+    raise UserError(f"{path}: no such file") from error
   except OSError as error:
-    raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
-  return decode_image(data, str(path))
+    raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def decode_image(data: bytes, name: str) -> Picture:

@@ -55,7 +55,10 @@ def code_of(main, *arguments) -> int:
 
 
 def run(source, target, *options) -> int:
-  return code_of(infer.main, "--input", source, "--output", target, "--scale", 2, "--compile-cache", "off", *options)
+  arguments = ["--input", source, "--output", target, "--compile-cache", "off", *options]
+  if "--scale" not in options:
+    arguments += ["--scale", 2]
+  return code_of(infer.main, *arguments)
 
 
 def caused(kind: type[Exception], message: str) -> Exception:

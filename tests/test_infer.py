@@ -1,11 +1,15 @@
 """The command lines of `infer.py` and `convert_weights.py`, with the micro model."""
 
 import dataclasses
+import errno
 import functools
+import io
+import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import zlib
 
 import jax
 import numpy as np
@@ -13,9 +17,10 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 from PIL import Image, ImageCms
 
-from stablesr_jax import SamplingConfig, StableSR
+from stablesr_jax import SamplingConfig, StableSR, files
 from stablesr_jax.checkpoints.store import NULL_PROMPT, load_params, read_manifest
 from stablesr_jax.cli import convert, infer
+from stablesr_jax.inference.jobs import SEED
 from tests.micro import SAMPLING, photograph
 
 ARTIST = 0x013B
@@ -34,7 +39,9 @@ def run(model_folder):
   """Calls `infer.py` in this process and returns its exit code; options that are not given have fast values."""
 
   def call(source, target, *options, folder=model_folder) -> int:
-    arguments = ["--input", source, "--output", target, "--model", folder, "--compile-cache", "off", *options]
+    arguments = ["--input", source, "--output", target, "--model", folder, *options]
+    if "--compile-cache" not in options:
+      arguments += ["--compile-cache", "off"]
     try:
       return infer.main([str(argument) for argument in arguments])
     except SystemExit as stop:
@@ -218,6 +225,53 @@ def test_a_damaged_picture_does_not_stop_the_others(run, calls, tmp_path, capsys
   assert summary == "infer.py: error: 1 of 3 pictures could not be restored"
 
 
+def test_what_is_no_file_does_not_stop_the_others(run, calls, tmp_path, capsys):
+  for name in ("a.png", "folder.png", "z.png"):
+    save(tmp_path / "in" / name)
+  (tmp_path / "in" / "loop.png").symlink_to("loop.png")
+  (tmp_path / "in" / "nothing.png").symlink_to("nowhere.png")
+  os.mkfifo(tmp_path / "in" / "pipe.png")
+  (tmp_path / "out" / "folder.png").mkdir(parents=True)
+  assert run(tmp_path / "in", tmp_path / "out") == 2
+  assert tree(tmp_path / "out") == ["a.png", "z.png"] and len(calls) == 2
+  *told, _ = (line.removeprefix("infer.py: error: ") for line in capsys.readouterr().err.splitlines())
+  assert told == [
+    f"{tmp_path / 'in' / 'folder.png'}: {tmp_path / 'out' / 'folder.png'}: is a folder",
+    f"{tmp_path / 'in' / 'loop.png'}: cannot be read (Too many levels of symbolic links)",
+    f"{tmp_path / 'in' / 'nothing.png'}: no such file",
+    f"{tmp_path / 'in' / 'pipe.png'}: is no regular file",
+  ]
+
+
+def test_names_of_any_bytes(run, calls, tmp_path, monkeypatch):
+  """What is no UTF-8 has noise of its own, too; what standard output cannot show is escaped there."""
+  for name in ("caf\u00e9.png", os.fsdecode(b"caf\xe9.png")):
+    save(tmp_path / "in" / name)
+  shown = io.TextIOWrapper(io.BytesIO(), "ascii", write_through=True)
+  monkeypatch.setattr(sys, "stdout", shown)
+  assert run(tmp_path / "in", tmp_path / "out") == 0
+  assert shown.buffer.getvalue().splitlines() == [
+    *(os.fsencode(tmp_path / "out") + name for name in (rb"/caf\xe9.png", rb"/caf\udce9.png"))
+  ]
+  keys = [
+    jax.random.fold_in(jax.random.key(SEED), np.uint32(zlib.crc32(name)))
+    for name in (b"caf\xc3\xa9.png", b"caf\xe9.png")
+  ]
+  assert [call["keys"] for call in calls] == [[key] for key in keys]
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_model_is_loaded(run, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(StableSR, "load", lambda *_, **__: pytest.fail("loaded"))
+
+  def read_only(**_):
+    raise OSError(errno.EROFS, "Read-only file system")
+
+  monkeypatch.setattr(files.tempfile, "TemporaryFile", read_only)
+  assert run(save(tmp_path / "photo.png"), tmp_path / "new" / "out.png") == 2
+  assert one_error(capsys).endswith(f"{tmp_path}: cannot be written to (Read-only file system)")
+  assert tree(tmp_path) == ["photo.png"]
+
+
 def test_running_out_of_memory_is_told_with_a_remedy(run, calls, tmp_path, capsys):
   calls.error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 42 bytes.\nBuffers: ...")
   source = save(tmp_path / "photo.png")
@@ -301,7 +355,13 @@ def test_inputs_are_never_replaced(run, calls, tmp_path, capsys, source, target,
     ("photo.png", "out.png", ["--stepz", 4], "--steps"),
     ("photo.png", "out.png", ["--steps", "many"], "--steps"),
     ("photo.png", "out.png", ["--sampler", "euler"], "invalid choice 'euler' for argument '--sampler'"),
-    ("photo.png", "notes.txt/out.png", [], "File exists"),
+    ("photo.png", "notes.txt/out.png", [], "notes.txt: is a file, not a folder"),
+    ("folder", "notes.txt/below/out", [], "notes.txt: is a file, not a folder"),
+    ("photo.png", "out.png", ["--input", "other.png"], "--input: is given twice"),
+    ("photo.png", "out.png", ["--input=other.png"], "--input: is given twice"),
+    ("photo.png", "out.png", ["--compile-cache", ""], "--compile-cache: must not be empty"),
+    ("photo.png", "out.png", ["--compile_cache="], "--compile-cache: must not be empty"),
+    ("pipe.png", "out.png", [], "pipe.png: is neither a regular file nor a folder"),
   ],
 )  # fmt: skip
 def test_a_mistake_is_one_line(run, calls, tmp_path, capsys, source, target, options, message):
@@ -310,6 +370,7 @@ def test_a_mistake_is_one_line(run, calls, tmp_path, capsys, source, target, opt
   (tmp_path / "no_pictures").mkdir()
   (tmp_path / "notes.txt").write_text("hello")
   (tmp_path / "empty.png").write_bytes(b"")
+  os.mkfifo(tmp_path / "pipe.png")
   assert run(tmp_path / source, tmp_path / target, *options) == 2
   assert message in one_error(capsys)
   assert not calls and not (tmp_path / "out.png").exists()

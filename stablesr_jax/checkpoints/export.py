@@ -14,7 +14,7 @@ from stablesr_jax.checkpoints.store import StoredDtype, load_params, read_manife
 from stablesr_jax.config import ModelConfig, TextEncoderConfig
 from stablesr_jax.diffusion import schedule
 from stablesr_jax.errors import UserError, first_line
-from stablesr_jax.files import atomic_write
+from stablesr_jax.files import atomic_write, make_folder
 from stablesr_jax.models.parameters import Params, flat
 
 # Our parts in the published file: the prefix of their keys, and their name map.
@@ -65,6 +65,7 @@ def export(model: pathlib.Path, output: pathlib.Path, *, dtype: StoredDtype = "f
 def _save(tensors: dict[str, np.ndarray], path: pathlib.Path) -> None:
   """Writes a safetensors file, whole or not at all. The library takes the arrays as they are, without copying them."""
   try:
+    make_folder(path.parent)
     with atomic_write(path) as temporary:
       save_file(tensors, temporary)
   except (OSError, SafetensorError) as error:

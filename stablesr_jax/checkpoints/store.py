@@ -19,6 +19,7 @@ from pydantic import Field
 
 from stablesr_jax.config import ComputeConfig, LPIPSConfig, ModelConfig, SamplingConfig
 from stablesr_jax.errors import UserError, first_line
+from stablesr_jax.files import make_folder
 from stablesr_jax.models import lpips
 from stablesr_jax.models.components import COMPONENTS, abstract_params
 from stablesr_jax.models.parameters import Params, flat, split
@@ -81,7 +82,7 @@ class ModelWriter:
     Raises:
       UserError: at `path` is something else than a converted model or an empty folder.
     """
-    self.path = pathlib.Path(path).resolve()
+    self.path = pathlib.Path(os.path.realpath(path))  # not `resolve`, which raises where a link leads to itself
     if (
       self.path.exists() and not (self.path / MANIFEST).is_file() and (self.path.is_file() or any(self.path.iterdir()))
     ):
@@ -90,7 +91,7 @@ class ModelWriter:
     self._writes = jax.process_index() == 0
     if self._writes:
       shutil.rmtree(self._partial, ignore_errors=True)
-      self._partial.mkdir(parents=True)
+      make_folder(self._partial)
     _wait_for_all("model_made")
 
   def __enter__(self) -> "ModelWriter":

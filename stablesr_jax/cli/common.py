@@ -44,6 +44,7 @@ def parse(cls: type[Arguments], argv: Sequence[str] | None, prog: str) -> Argume
     prog: The program's name in messages.
   """
   argv = list(sys.argv[1:] if argv is None else argv)
+  _check_flags(argv, prog)
   command = prog if " " in prog else f"python {prog}"
   description = (inspect.getdoc(cls) or "").replace("{prog}", command)
   out, err = io.StringIO(), io.StringIO()
@@ -65,8 +66,26 @@ def parse(cls: type[Arguments], argv: Sequence[str] | None, prog: str) -> Argume
   fail(prog, "; ".join(text for text in told if text and not text.startswith("For full helptext")))
 
 
+def _check_flags(argv: Sequence[str], prog: str) -> None:
+  """Ends the program where a flag is given twice, of which the last would win in silence, or an empty value, which as a
+  path would be the current folder. Only prompts may be empty."""
+  given, flag = set(), ""
+  for argument in argv:
+    empty = not argument
+    if argument.startswith("--"):
+      flag, equals, value = argument.partition("=")
+      flag, empty = flag.replace("_", "-"), bool(equals) and not value
+      if flag in given:
+        fail(prog, f"{flag}: is given twice")
+      given.add(flag)
+    if empty and not flag.endswith("prompt"):
+      fail(prog, f"{flag or 'an argument'}: must not be empty")
+
+
 def run(prog: str, main: Callable[[], int], *, out_of_memory: str = "") -> int:
   """Calls `main` and returns its exit code; an error is told, and ends the program with `tell`'s exit code."""
+  if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have what it cannot show
   try:
     return main()
   except KeyboardInterrupt:

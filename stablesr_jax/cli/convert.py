@@ -13,6 +13,7 @@ from stablesr_jax import config as configs
 from stablesr_jax.cli.common import parse, run
 from stablesr_jax.config import ModelConfig
 from stablesr_jax.errors import UserError
+from stablesr_jax.files import require_writable
 from stablesr_jax.settings import from_json
 
 
@@ -66,6 +67,9 @@ def _main(arguments: Arguments) -> int:
     raise UserError("--input: give one or more files or folders")
   if (arguments.output is None) == (arguments.to_pytorch is None):
     raise UserError("give either --output (a model folder) or --to-pytorch (a .safetensors file)")
+  output = arguments.output or arguments.to_pytorch
+  assert output is not None
+  require_writable(output.parent)
   start_devices()  # Orbax, which writes the model, uses them
   inputs = [resolve(reference) for reference in arguments.input]
   if arguments.to_pytorch is not None:
@@ -74,21 +78,20 @@ def _main(arguments: Arguments) -> int:
     for path in export(inputs[0], arguments.to_pytorch, dtype=arguments.dtype):
       print(path)
     return 0
-  assert arguments.output is not None
   if len(inputs) == 1 and (inputs[0] / MANIFEST).is_file():
     if (arguments.prediction, arguments.architecture) != ("auto", "auto"):
       raise UserError(f"{inputs[0]}: a model folder has its --prediction and --architecture already")
-    store_as(inputs[0], arguments.output, arguments.dtype)
-    print(arguments.output)
+    store_as(inputs[0], output, arguments.dtype)
+    print(output)
     return 0
   convert(
     inputs,
-    arguments.output,
+    output,
     architecture=_architecture(arguments.architecture),
     prediction=None if arguments.prediction == "auto" else arguments.prediction,
     dtype=arguments.dtype,
   )
-  print(arguments.output)
+  print(output)
   return 0
 
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from stablesr_jax.cli.common import parse, run, tell, warn
 from stablesr_jax.errors import UserError
+from stablesr_jax.files import require_writable
 from stablesr_jax.image_io import read_image
 from stablesr_jax.inference.jobs import SEED, Job, Report, plan_jobs, run_jobs
 
@@ -100,6 +101,7 @@ def _main(arguments: Arguments, prog: str) -> int:
     return 0
   if len(jobs) == 1 and arguments.input.is_file():
     read_image(jobs[0].source)  # a bad file is told before a large model is loaded
+  require_writable(jobs[0].target.parent)
 
   from stablesr_jax.checkpoints.store import EMBEDDED, read_manifest
   from stablesr_jax.compilation import enable_cache

@@ -12,7 +12,7 @@ from stablesr_jax.data import cfw_set
 from stablesr_jax.data.config import SourceConfig
 from stablesr_jax.data.packing import unpack_record
 from stablesr_jax.errors import UserError, first_line
-from stablesr_jax.image_io import IMAGE_SUFFIXES, list_images
+from stablesr_jax.image_io import IMAGE_SUFFIXES, list_images, read_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ class FolderSource:
 
   def __getitem__(self, index: int) -> Record:
     path = self._paths[index]
-    return Record(path, _read(path))
+    return Record(path, read_file(path))
 
 
 class CfwSource:
@@ -120,7 +120,7 @@ class PairSource:
 
   def __getitem__(self, index: int) -> Record:
     hr, lr = self._pairs[index]
-    return Record(hr, _read(hr), _read(lr))
+    return Record(hr, read_file(hr), read_file(lr))
 
 
 class TfdsSource:
@@ -214,13 +214,6 @@ def require(module: str) -> Any:
     return importlib.import_module(module)
   except ImportError as error:
     raise UserError(f'{error}: training data need more packages: pip install "stablesr-jax[train]"') from error
-
-
-def _read(path: str) -> bytes:
-  try:
-    return pathlib.Path(path).read_bytes()
-  except OSError as error:
-    raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _images(folder: str | pathlib.Path) -> list[pathlib.Path]:

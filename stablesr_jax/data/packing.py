@@ -9,9 +9,10 @@ from tqdm import tqdm
 
 from stablesr_jax.errors import UserError, first_line
 from stablesr_jax.files import atomic_write
-from stablesr_jax.image_io import decode_image, list_images
+from stablesr_jax.image_io import decode_image, list_images, read_file
 
-# A record: this mark, the length of the name (32 bits, little-endian), the name in UTF-8, the image file as it was.
+# A record: this mark, the length of the name (32 bits, little-endian), the name in UTF-8 (or what bytes the file system
+# has), the image file as it was.
 _MARK = b"SRI1"
 _HEADER = struct.Struct("<4sI")
 
@@ -54,11 +55,11 @@ def pack_images(
       writer = writer_class(str(temporary), "group_size:1,uncompressed")
       for path, name in tqdm(files, disable=None if progress else True, unit="image"):
         try:
-          data = path.read_bytes()
+          data = read_file(path)
           height, width = decode_image(data, str(path)).rgb.shape[:2]
           if min(height, width) < min_side:
             raise UserError(f"{path}: {width}x{height} is below {min_side} pixels")
-        except (OSError, UserError) as error:
+        except UserError as error:
           skipped[str(path)] = str(error).removeprefix(f"{path}: ")
           continue
         writer.write(pack_record(name, data))
@@ -73,7 +74,7 @@ def pack_images(
 
 def pack_record(name: str, data: bytes) -> bytes:
   """A record of an image file's name and bytes."""
-  encoded = name.encode()
+  encoded = name.encode(errors="surrogateescape")
   return _HEADER.pack(_MARK, len(encoded)) + encoded + data
 
 
@@ -87,4 +88,4 @@ def unpack_record(record: bytes) -> tuple[str, bytes]:
   if mark != _MARK or len(record) < _HEADER.size + length:
     raise UserError("a record of another kind")
   start = _HEADER.size + length
-  return record[_HEADER.size : start].decode(), record[start:]
+  return record[_HEADER.size : start].decode(errors="surrogateescape"), record[start:]

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from stablesr_jax.errors import UserError
+from stablesr_jax.files import make_folder
 from stablesr_jax.image_io import WRITABLE_SUFFIXES, Picture, list_images, read_image, write_image
 
 if TYPE_CHECKING:
@@ -106,6 +107,8 @@ def plan_jobs(source: pathlib.Path, target: pathlib.Path, overwrite: bool = Fals
   """
   if not source.exists():
     raise UserError(f"{source}: no such file or folder")
+  if not (source.is_file() or source.is_dir()):
+    raise UserError(f"{source}: is neither a regular file nor a folder")
   if source.is_file():
     if target.is_dir() or target.suffix.lower() not in WRITABLE_SUFFIXES:
       if target.suffix and not target.is_dir():
@@ -117,24 +120,30 @@ def plan_jobs(source: pathlib.Path, target: pathlib.Path, overwrite: bool = Fals
   if target.is_file():
     raise UserError(f"{target}: is a file, but the input is a folder")
   images = list_images(source)
-  if source.resolve() in target.resolve().parents:  # earlier results are no inputs
-    images = [path for path in images if target.resolve() not in path.resolve().parents]
+  real_source, real_target = _real(source), _real(target)
+  if real_source in real_target.parents:  # earlier results are no inputs
+    images = [path for path in images if real_target not in _real(path).parents]
   if not images:
     raise UserError(f"{source}: has no pictures")
-  if source.resolve() == target.resolve():
+  if real_source == real_target:
     raise UserError(f"{target}: is the input; choose another output")
-  inputs = {path.resolve() for path in images}
+  inputs = {_real(path) for path in images}
   jobs, taken = [], set()
   for path in images:
     relative = path.relative_to(source)
     result = target / relative.with_suffix(".png")
     if result in taken:  # a.jpg beside a.png
       result = target / relative.with_name(f"{relative.name}.png")
-    if result.resolve() in inputs:
+    if _real(result) in inputs:
       raise UserError(f"{target}: results would replace the inputs; choose another output")
     taken.add(result)
     jobs.append(Job(path, result, path.name))
-  return [job for job in jobs if overwrite or not job.target.exists()]
+  return [job for job in jobs if overwrite or not job.target.is_file()]
+
+
+def _real(path: pathlib.Path) -> pathlib.Path:
+  """The path without links. `Path.resolve` refuses a link that leads to itself, and with it all other pictures."""
+  return pathlib.Path(os.path.realpath(path))
 
 
 def run_jobs(
@@ -156,7 +165,9 @@ def run_jobs(
   for number, job in enumerate(jobs, 1):
     report.begin(job, number, len(jobs))
     try:
-      job.target.parent.mkdir(parents=True, exist_ok=True)  # first: better told now than after the work
+      make_folder(job.target.parent)  # first: better told now than after the work
+      if job.target.is_dir():
+        raise UserError(f"{job.target}: is a folder")
       progress = lambda done, steps, job=job: report.step(job, done, steps)
       write_image(job.target, restore(model, job, scale=scale, seed=seed, sampling=sampling, progress=progress))
     except Exception as error:  # Even a bug that one picture meets is no reason to lose the others.
@@ -187,7 +198,7 @@ def restore(
   picture = read_image(job.source)
   if progress is not None:
     progress(0, sampling.steps)
-  key = jax.random.fold_in(jax.random.key(seed), np.uint32(zlib.crc32(job.name.encode())))
+  key = jax.random.fold_in(jax.random.key(seed), np.uint32(zlib.crc32(os.fsencode(job.name))))
   [rgb] = model.upscale_batch([picture.rgb], scale=scale, keys=[key], sampling=sampling, progress=progress)
   alpha = picture.alpha
   if alpha is not None:

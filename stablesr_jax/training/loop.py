@@ -15,6 +15,7 @@ from tqdm import tqdm
 from stablesr_jax.data import Batches, make_dataset
 from stablesr_jax.errors import UserError
 from stablesr_jax.evaluation.metrics import psnr_y, ssim_y
+from stablesr_jax.files import make_folder
 from stablesr_jax.models.parameters import Params, merge
 from stablesr_jax.parallel import batched, data_mesh, for_devices
 from stablesr_jax.training import state as states
@@ -73,7 +74,7 @@ def train(config: TrainConfig, folder: pathlib.Path, *, export_only: bool = Fals
   process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
   data = make_dataset(config.data, config.batch_size, **process)
   stage: TrainedStage = STAGES[type(config.stage)](config, mesh)
-  folder.mkdir(parents=True, exist_ok=True)
+  make_folder(folder)
   for change in note_config(folder, config):
     _say(f"changed: {change}")
   _say(describe(config, stage, mesh))

@@ -16,6 +16,7 @@ from stablesr_jax.data import make_dataset
 from stablesr_jax.data.cfw_set import sample_path, write_sample
 from stablesr_jax.degradation import degrade_pairs
 from stablesr_jax.errors import UserError
+from stablesr_jax.files import make_folder
 from stablesr_jax.models.parameters import Params
 from stablesr_jax.parallel import batched, data_mesh, for_devices, replicated
 from stablesr_jax.pixels import enlarge, to_uint8
@@ -44,7 +45,7 @@ def make_cfw_set(config: TrainConfig, folder: pathlib.Path) -> bool:
   config = dataclasses.replace(config, compute=for_devices(config.compute, mesh))
   process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
   stage = RestorerTrainer(config, mesh)
-  folder.mkdir(parents=True, exist_ok=True)
+  make_folder(folder)
   for change in note_config(folder, config):
     print(f"changed: {change}; the samples that are there stay as they are", file=sys.stderr)
   params = stage.pretrained()
