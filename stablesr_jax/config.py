@@ -5,7 +5,7 @@ An architecture (`ModelConfig`) is written into a converted model's `model.json`
 in the model and may be overridden on the command line.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,7 +16,13 @@ Prediction = Literal["eps", "v"]
 AttentionImplementation = Literal["auto", "cudnn", "xla", "chunked"]
 Platform = Literal["cpu", "gpu", "tpu"]
 
-_Multipliers = Annotated[tuple[Count, ...], Field(min_length=1)]
+# Far beyond any network: what is absurd is told before a machine tries it.
+_WIDEST, _DEEPEST, _MOST_LEVELS = 2**16, 100, 8
+_Width = Annotated[int, Field(ge=1, le=_WIDEST)]
+"""A number of channels, heads, groups or tokens."""
+_Depth = Annotated[int, Field(ge=1, le=_DEEPEST)]
+"""A number of layers or blocks."""
+_Multipliers = Annotated[tuple[_Depth, ...], Field(min_length=1, max_length=_MOST_LEVELS)]
 """The width of each level, in multiples of `channels`."""
 _Levels = tuple[Natural, ...]
 _Beta = Annotated[float, Field(gt=0, lt=1)]
@@ -72,17 +78,17 @@ class UNetConfig:
       channels forget how bright and how strong each feature is.
   """
 
-  channels: Count = 320
+  channels: _Width = 320
   channel_multipliers: _Multipliers = (1, 2, 4, 4)
-  blocks_per_level: Count = 2
+  blocks_per_level: _Depth = 2
   attention_levels: _Levels = (0, 1, 2)
-  head_channels: Count = 64
-  context_dim: Count = 1024
-  latent_channels: Count = 4
+  head_channels: _Width = 64
+  context_dim: _Width = 1024
+  latent_channels: _Width = 4
   conditioning: Conditioning = "sft"
-  structure_channels: Count = 256
-  sft_hidden_channels: Count = 128
-  norm_groups: Count = 32
+  structure_channels: _Width = 256
+  sft_hidden_channels: _Width = 128
+  norm_groups: _Width = 32
 
   def __post_init__(self):
     _require_divisor("norm_groups", self.norm_groups, self.channels, self.channel_multipliers)
@@ -100,15 +106,15 @@ class TimeAwareEncoderConfig:
     norm_groups: The number of groups of every GroupNorm.
   """
 
-  channels: Count = 256
+  channels: _Width = 256
   channel_multipliers: _Multipliers = (1, 1, 2, 2)
-  blocks_per_level: Count = 2
+  blocks_per_level: _Depth = 2
   attention_levels: _Levels = (0, 1, 2)
-  heads: Count = 4
-  latent_channels: Count = 4
-  out_channels: Count = 256
+  heads: _Width = 4
+  latent_channels: _Width = 4
+  out_channels: _Width = 256
   time_aware: bool = True
-  norm_groups: Count = 32
+  norm_groups: _Width = 32
 
   def __post_init__(self):
     _require_divisor("norm_groups", self.norm_groups, self.channels, self.channel_multipliers)
@@ -131,16 +137,16 @@ class AutoencoderConfig:
     cfw_blocks: The number of these.
   """
 
-  channels: Count = 128
+  channels: _Width = 128
   channel_multipliers: _Multipliers = (1, 2, 4, 4)
-  blocks_per_level: Count = 2
-  latent_channels: Count = 4
+  blocks_per_level: _Depth = 2
+  latent_channels: _Width = 4
   scale_factor: Positive = 0.18215
   attention: bool = True
-  norm_groups: Count = 32
+  norm_groups: _Width = 32
   cfw: bool = True
-  cfw_growth: Count = 32
-  cfw_blocks: Count = 2
+  cfw_growth: _Width = 32
+  cfw_blocks: _Depth = 2
 
   def __post_init__(self):
     _require_divisor("norm_groups", self.norm_groups, self.channels, self.channel_multipliers)
@@ -155,11 +161,11 @@ class AutoencoderConfig:
 class TextEncoderConfig:
   """OpenCLIP's text tower (defaults: ViT-H/14), read out after `layers_used` of its layers."""
 
-  vocabulary: Count = 49408
-  context_length: Annotated[int, Field(ge=2)] = 77  # the start and the end of a text, at least
-  width: Count = 1024
-  layers: Count = 23
-  heads: Count = 16
+  vocabulary: _Width = 49408
+  context_length: Annotated[int, Field(ge=2, le=_WIDEST)] = 77  # the start and the end of a text, at least
+  width: _Width = 1024
+  layers: _Depth = 23
+  heads: _Width = 16
 
   def __post_init__(self):
     _require_divisor("heads", self.heads, self.width)
@@ -169,9 +175,9 @@ class TextEncoderConfig:
 class RRDBNetConfig:
   """Real-ESRGAN's generator (defaults: x4plus), used as a pre-cleaner."""
 
-  features: Count = 64
-  blocks: Count = 23
-  growth: Count = 32
+  features: _Width = 64
+  blocks: _Depth = 23
+  growth: _Width = 32
   scale: Annotated[int, Field(ge=4, le=4)] = 4
 
 
@@ -184,9 +190,14 @@ class DiscriminatorConfig:
     max_multiplier: How many times `width` channels the widest layer has.
   """
 
-  width: Count = 64
-  layers: Count = 3
-  max_multiplier: Count = 8
+  width: _Width = 64
+  layers: _Depth = 3
+  max_multiplier: _Depth = 8
+
+  @property
+  def smallest_image(self) -> int:
+    """The shortest side in pixels that leaves a patch to judge."""
+    return 3 * 2**self.layers
 
 
 @settings
@@ -197,15 +208,18 @@ class LPIPSConfig:
     stages: The number of the five stages that are compared; the first three cost 60 % of all.
   """
 
-  width: Count = 64
+  width: _Width = 64
   stages: Annotated[int, Field(ge=1, le=5)] = 5
+
+  smallest_image: ClassVar[int] = 16
+  """The shortest side in pixels: four halvings."""
 
 
 @settings
 class DiffusionConfig:
   """The forward process and what the network predicts."""
 
-  steps: Annotated[int, Field(ge=2)] = 1000
+  steps: Annotated[int, Field(ge=2, le=100_000)] = 1000
   beta_start: _Beta = 0.00085
   beta_end: _Beta = 0.0120
   prediction: Prediction = "eps"

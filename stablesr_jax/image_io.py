@@ -30,6 +30,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
   "WEBP": {"quality": 95},
 }
 _LONGEST_SIDE = {"JPEG": 65535, "WEBP": 16383, "AVIF": 65536}
+_MOST_TIFF_BYTES = 2**32 - 2**24  # of pixels, uncompressed; places in the file have 32 bits
 _MAX_JPEG_EXIF = 65533  # bytes in one segment
 
 _ORIENTATION = 0x0112
@@ -143,9 +144,6 @@ def write_image(path: str | pathlib.Path, picture: Picture) -> None:
   kind = _FORMATS[suffix]
   try:
     pixels = _encode(picture, with_alpha=kind != "JPEG")
-    limit = _LONGEST_SIDE.get(kind)
-    if limit and max(pixels.shape[:2]) > limit:
-      raise UserError(f"{kind} holds at most {limit} pixels a side; use .png or .tif")
     options = dict(_OPTIONS[kind])
     if picture.icc:
       options["icc_profile"] = picture.icc
@@ -156,12 +154,23 @@ def write_image(path: str | pathlib.Path, picture: Picture) -> None:
       options["exif"] = exif
   except ValueError as error:
     raise UserError(f"{path}: {first_line(error)}") from error
+  require_holds(path, *pixels.shape[:2])
 
   try:
     with atomic_write(path) as temporary, open(temporary, "xb") as f:
       Image.fromarray(pixels).save(f, format=kind, **options)
   except (OSError, ValueError, RuntimeError) as error:
     raise UserError(f"{path}: cannot be written ({first_line(error)})") from error
+
+
+def require_holds(path: pathlib.Path, height: int, width: int) -> None:
+  """Raises UserError if the format of the path's suffix cannot hold a picture of this size."""
+  kind = _FORMATS.get(path.suffix.lower(), "")
+  limit = _LONGEST_SIDE.get(kind)
+  if limit and max(height, width) > limit:
+    raise UserError(f"{path}: {kind} holds at most {limit} pixels a side; use .png or .tif")
+  if kind == "TIFF" and 4 * height * width > _MOST_TIFF_BYTES:
+    raise UserError(f"{path}: TIFF holds at most 4 GB; use .png")
 
 
 def list_images(folder: str | pathlib.Path, recursive: bool = True) -> list[pathlib.Path]:

@@ -8,6 +8,7 @@ file. What is wrong raises `UserError`, one line that names the field.
 import dataclasses
 import functools
 import json
+import pathlib
 import re
 import textwrap
 import typing
@@ -16,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 import pydantic
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from stablesr_jax.errors import UserError
+from stablesr_jax.errors import UserError, first_line
 
 T = TypeVar("T")
 
@@ -104,12 +105,28 @@ def to_json(value: Any) -> dict[str, Any]:
   return dataclasses.asdict(value)
 
 
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """The JSON object in a file.
+
+  Raises:
+    UserError: it holds none; one line that names the file.
+    OSError: it cannot be read.
+  """
+  try:
+    values = json.loads(path.read_text(encoding="utf-8"))
+  except (ValueError, RecursionError) as error:
+    raise UserError(f"{path}: not valid JSON ({first_line(error)})") from error
+  if not isinstance(values, dict):
+    raise UserError(f"{path}: expected an object, found {type(values).__name__}")
+  return values
+
+
 def from_json(cls: type[T], values: object, where: str) -> T:
   """The settings class `cls` from plain JSON values; fields that are left out keep their defaults.
 
   Args:
     cls: a settings class.
-    values: what `json.loads` returned.
+    values: what `read_json` returned, or a part of it.
     where: the file that they are from, for messages.
 
   Raises:
@@ -119,6 +136,8 @@ def from_json(cls: type[T], values: object, where: str) -> T:
   try:
     # As text again: pydantic's JSON mode alone takes lists for tuples and objects for dataclasses, and is strict.
     return TypeAdapter(cls).validate_json(json.dumps(values))
+  except RecursionError as error:
+    raise UserError(f"{where}: nested too deep") from error
   except ValidationError as error:
     raise UserError(f"{where}: {''.join(_explain(cls, error)).lstrip()}") from error
 

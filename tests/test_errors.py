@@ -154,6 +154,39 @@ def test_numbers_that_are_none_are_told_before_the_model_is_loaded(tmp_path, cap
   assert capsys.readouterr().err == f"infer.py: error: {message}\n"
 
 
+@pytest.mark.parametrize(
+  "scale, suffix, message",
+  [
+    ("1e300", ".png", "scale 1e+300: the result would have more than 4.3 gigapixels"),
+    (1e6, ".png", "scale 1000000.0: the result would have more than 4.3 gigapixels"),
+    (1.4e4, ".jpg", "JPEG holds at most 65535 pixels a side; use .png or .tif"),
+    (1e4, ".tif", "TIFF holds at most 4 GB; use .png"),
+  ],
+)
+def test_results_too_large_for_anything_are_told_before_the_work(stub, tmp_path, capsys, scale, suffix, message):
+  stub.errors[0] = AssertionError("worked on")
+  assert run(save(tmp_path, "a.png"), tmp_path / f"out{suffix}", "--scale", scale) == 2
+  err = capsys.readouterr().err
+  assert err.endswith(f": {message}\n") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+  "message, line",
+  [
+    (
+      "invalid truth value 'maybe' for environment 'JAX_ENABLE_X64'",
+      "JAX_ENABLE_X64=maybe: JAX does not take this value",
+    ),
+    ('Invalid value "maybe" for JAX flag jax_enable_x64', "JAX_ENABLE_X64=maybe: JAX does not take this value"),
+    ("Invalid value for JAX flag jax_num_cpu_devices", None),  # not from the environment
+  ],
+)
+def test_what_jax_refuses_when_it_is_imported(monkeypatch, message, line):
+  monkeypatch.setenv("JAX_ENABLE_X64", "maybe")
+  monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+  assert common.explain(ValueError(message)) == line
+
+
 # Folders
 
 

@@ -135,6 +135,11 @@ def test_every_key_of_a_manifest(manifest):
     ('{"format": 1', "not valid JSON"),
     ('{"format": 1, "name": 1%s}' % ("0" * 5000), "not valid JSON"),
     ("[]", "expected an object, found list"),
+    ('{"name": %s}' % ("[" * 100_000), "not valid JSON"),
+    ('{"format": 1, "name": %s1' % ("[" * 900) + "]" * 900 + "}", "name"),
+    ('{"format": 1, "name": "x", "architecture": {"unet": {"channels": 1%s}}}' % ("0" * 30), "must be less than or "),
+    ('{"format": 1, "name": "x", "architecture": {"unet": {"channel_multipliers": [%s1]}}}' % ("1, " * 8), "channel_"),
+    ('{"format": 1, "name": "x", "architecture": {"diffusion": {"steps": 1000000}}}', "diffusion.steps 1000000: must "),
   ],
 )  # fmt: skip
 def test_a_wrong_model_json(tmp_path, text, message):

@@ -19,6 +19,7 @@ from stablesr_jax.config import ComputeConfig, DiffusionConfig, DiscriminatorCon
 from stablesr_jax.data import DataConfig, SourceConfig
 from stablesr_jax.data.batches import Batches
 from stablesr_jax.diffusion import objective, samplers, schedule
+from stablesr_jax.errors import UserError
 from stablesr_jax.models.components import modules
 from stablesr_jax.models.discriminator import PatchDiscriminator
 from stablesr_jax.models.kl_autoencoder import posterior
@@ -357,6 +358,9 @@ def test_a_folder_takes_no_run_of_another_stage_or_architecture(base, tmp_path):
   with pytest.raises(ValueError, match=r"has another run: model.autoencoder.channels: 8 before, 16 now"):
     note_config(tmp_path, dataclasses.replace(slower, model=wider))
   assert note_config(tmp_path, slower) == []  # what was refused is not noted
+  (tmp_path / "config.json").write_text('{"kind": ')
+  with pytest.raises(UserError, match="config.json: not valid JSON"):
+    note_config(tmp_path, slower)
 
 
 # Metrics.
@@ -558,7 +562,7 @@ def error_of(argv, capsys) -> str:
 @pytest.fixture
 def config_file(tmp_path):
   path = tmp_path / "given.py"
-  path.write_text(CONFIG.format(stage="test_training.AutoencoderStage(perceptual_weight=0.0)"))
+  path.write_text(CONFIG.format(stage="test_training.AutoencoderStage(perceptual_weight=0.0, adversarial_weight=0.0)"))
   return path
 
 
@@ -631,4 +635,6 @@ def test_a_set_for_cfw_is_made_by_the_very_restorer(base, tmp_path):
 
 def test_cfw_is_trained_on_its_set(base, tmp_path):
   with pytest.raises(ValueError, match="data.sources: folder, but CFW is trained on a cfw_set"):
-    loop.train(dataclasses.replace(base, stage=CfwStage(perceptual_weight=0.0)), tmp_path / "run")
+    loop.train(
+      dataclasses.replace(base, stage=CfwStage(perceptual_weight=0.0, adversarial_weight=0.0)), tmp_path / "run"
+    )

@@ -1,7 +1,6 @@
 """What a checkpoint is, told from its keys, and where each part of a model lies in it."""
 
 import dataclasses
-import json
 import pathlib
 import re
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 from stablesr_jax.checkpoints import names
 from stablesr_jax.checkpoints.tensor_file import TensorFile, open_tensors, sha256
 from stablesr_jax.errors import UserError
+from stablesr_jax.settings import read_json
 
 
 class Tensors(Protocol):
@@ -211,10 +211,7 @@ class DiffusersFolder:
     file = self.path / "scheduler" / "scheduler_config.json"
     if not file.is_file():
       return None
-    try:
-      return {"epsilon": "eps", "v_prediction": "v"}.get(json.loads(file.read_text()).get("prediction_type"))
-    except (ValueError, AttributeError) as error:
-      raise UserError(f"{file}: not a scheduler's JSON") from error
+    return {"epsilon": "eps", "v_prediction": "v"}.get(str(read_json(file).get("prediction_type")))
 
   def sha256(self) -> str:
     import hashlib

@@ -23,7 +23,7 @@ from stablesr_jax.files import make_folder
 from stablesr_jax.models import lpips
 from stablesr_jax.models.components import COMPONENTS, abstract_params
 from stablesr_jax.models.parameters import Params, flat, split
-from stablesr_jax.settings import from_json, settings, to_json
+from stablesr_jax.settings import from_json, read_json, settings, to_json
 
 FORMAT = 1
 # The small model that the package brings along, trained with this code.
@@ -171,12 +171,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
   if not file.is_file():
     what = "a checkpoint file" if path.is_file() else "a folder without model.json"
     raise UserError(f"{path}: {what}, not a converted model (make one with convert_weights.py)")
-  try:
-    values = json.loads(file.read_text())
-  except ValueError as error:
-    raise UserError(f"{file}: not valid JSON ({error})") from error
-  if not isinstance(values, dict):
-    raise UserError(f"{file}: expected an object, found {type(values).__name__}")
+  values = read_json(file)
   if values.get("format") != FORMAT:
     raise UserError(f"{file}: format {values.get('format')!r} is not known to this version, which reads {FORMAT}")
   return values

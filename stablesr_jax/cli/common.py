@@ -125,6 +125,8 @@ def explain(error: Exception, out_of_memory: str = "") -> str | None:
   # JAX's own class for it, a RuntimeError, is not imported here: `--help` should answer at once.
   if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
     return "out of memory" + (f"; {out_of_memory}" if out_of_memory else "")
+  if isinstance(error, ValueError) and (setting := _refused_by_jax(str(error))):
+    return setting
   if isinstance(error, UserError):
     return " ".join(str(error).split())
   if (number := system_errno(error)) in _SURROUNDINGS and number is not None:
@@ -135,6 +137,13 @@ def explain(error: Exception, out_of_memory: str = "") -> str | None:
       file = named[1] if named else ""
     return (f"{file}: " if file else "") + os.strerror(number)
   return None
+
+
+def _refused_by_jax(message: str) -> str | None:
+  """What JAX says when it is imported of an environment variable with a wrong value, with that variable's name."""
+  named = re.search(r"invalid (?:truth )?value .*\b(jax_\w+)", message, flags=re.IGNORECASE)
+  name = named[1].upper() if named else ""
+  return f"{name}={os.environ[name]}: JAX does not take this value" if name in os.environ else None
 
 
 def warn(prog: str, message: str) -> None:

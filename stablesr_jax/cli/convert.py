@@ -1,7 +1,6 @@
 """The command line of `convert_weights.py`."""
 
 import dataclasses
-import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from stablesr_jax.cli.common import parse, run
 from stablesr_jax.config import ModelConfig
 from stablesr_jax.errors import UserError
 from stablesr_jax.files import require_writable
-from stablesr_jax.settings import from_json
+from stablesr_jax.settings import from_json, read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +102,8 @@ def _architecture(name: str) -> ModelConfig | None:
   path = pathlib.Path(name)
   if not path.is_file():
     raise UserError(f"--architecture {name}: neither a file nor one of {', '.join(configs.NAMED)}")
-  try:
-    values = json.loads(path.read_text())
-  except ValueError as error:
-    raise UserError(f"{path}: not valid JSON ({error})") from error
-  if isinstance(values, dict) and "architecture" in values:  # a whole model.json
-    values = values["architecture"]
-  return from_json(ModelConfig, values, str(path))
+  values = read_json(path)
+  return from_json(ModelConfig, values.get("architecture", values), str(path))  # of a whole model.json, or by itself
 
 
 if __name__ == "__main__":

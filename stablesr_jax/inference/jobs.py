@@ -15,7 +15,7 @@ from PIL import Image
 
 from stablesr_jax.errors import UserError
 from stablesr_jax.files import make_folder
-from stablesr_jax.image_io import WRITABLE_SUFFIXES, Picture, list_images, read_image, write_image
+from stablesr_jax.image_io import WRITABLE_SUFFIXES, Picture, list_images, read_image, require_holds, write_image
 
 if TYPE_CHECKING:
   from stablesr_jax.config import SamplingConfig
@@ -195,7 +195,10 @@ def restore(
   """
   import jax
 
+  from stablesr_jax.inference.pipeline import scaled_size
+
   picture = read_image(job.source)
+  require_holds(job.target, *scaled_size(picture.rgb, scale))
   if progress is not None:
     progress(0, sampling.steps)
   key = jax.random.fold_in(jax.random.key(seed), np.uint32(zlib.crc32(os.fsencode(job.name))))

@@ -28,6 +28,8 @@ from stablesr_jax.pixels import Picture, fit, like, pad_to_multiple, shrink, to_
 
 Progress = Callable[[int, int], object]
 
+# 48 GiB as float32, of which several copies are needed.
+_MOST_PIXELS = 2**32
 # The image's key is split by purpose, so that none of them depends on how often the others draw.
 _POSTERIOR, _START, _STEPS = 0, 1, 2
 
@@ -193,7 +195,7 @@ class StableSR:
     for original, lr, image, (_, features), latent in zip(images, resized, padded, encoded, sampled, strict=True):
       decoded = self.autoencoder.decode(latent, image, features, sampling.fidelity_weight)
       restored = color.fix((decoded[: lr.shape[0], : lr.shape[1]] + 1) / 2, lr, sampling.color_fix)
-      size = _scaled_size(original, scale)
+      size = scaled_size(original, scale)
       if restored.shape[:2] != size:
         restored = shrink(restored, size)
       result = np.asarray(jnp.clip(restored, 0, 1))
@@ -215,10 +217,13 @@ class StableSR:
     """Bicubic resizing by `scale`, and further where the shorter side would be less than a tile."""
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
       raise UserError(f"image of shape {image.shape}: expected (height, width, 3)")
-    size = _scaled_size(image, scale)
+    size = scaled_size(image, scale)
     shortest = tile * self.autoencoder.config.downsampling
     if (factor := shortest / min(size)) > 1:
       size = (max(shortest, round(size[0] * factor)), max(shortest, round(size[1] * factor)))
+      if size[0] * size[1] > _MOST_PIXELS:
+        height, width = image.shape[:2]
+        raise UserError(f"image of {width}x{height} pixels: too long for tiles of {tile} latent pixels")
     return fit(jnp.asarray(image, jnp.float32), size)
 
   def _sample_latent(self, moments: jax.Array, key: jax.Array, sampling: SamplingConfig) -> jax.Array:
@@ -243,9 +248,16 @@ class StableSR:
     return jnp.stack([self._prompts[prompt].astype(self._compute.jax_dtype) for prompt in prompts])
 
 
-def _scaled_size(image: np.ndarray, scale: float) -> tuple[int, int]:
-  height, width = (max(1, round(side * scale)) for side in image.shape[:2])
-  return height, width
+def scaled_size(image: np.ndarray, scale: float) -> tuple[int, int]:
+  """The height and width of a picture's result.
+
+  Raises:
+    UserError: They are beyond all reason.
+  """
+  height, width = image.shape[:2]
+  if (height * scale) * (width * scale) > _MOST_PIXELS:  # in floats: infinite, but no error
+    raise UserError(f"scale {scale}: the result would have more than {_MOST_PIXELS / 1e9:.1f} gigapixels")
+  return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 @functools.partial(jax.jit, static_argnums=2)

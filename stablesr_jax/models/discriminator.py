@@ -39,7 +39,7 @@ class PatchDiscriminator(nn.Module):
       ValueError: A side is shorter than 3 * 2**layers, so that there is no patch to judge.
     """
     c = self.config
-    shortest = 3 * 2**c.layers
+    shortest = c.smallest_image
     if min(image.shape[1:3]) < shortest:
       raise ValueError(
         f"an image of {image.shape[2]}x{image.shape[1]} is too small for the discriminator, "

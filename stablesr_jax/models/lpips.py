@@ -18,7 +18,7 @@ from stablesr_jax.models.parameters import Params
 # Of VGG16's five stages: how many convolutions each has, and how many times `width` channels.
 CONVOLUTIONS = (2, 2, 3, 3, 3)
 _MULTIPLIERS = (1, 2, 4, 8, 8)
-_SMALLEST = 16  # pixels: four halvings
+_SMALLEST = LPIPSConfig.smallest_image
 # LPIPS v0.1 brings [-1, 1] to about the statistics that VGG16 was trained with.
 SHIFT = np.array([-0.030, -0.088, -0.188], np.float32).reshape(1, 1, 1, 3)
 SCALE = np.array([0.458, 0.448, 0.450], np.float32).reshape(1, 1, 1, 3)

@@ -13,7 +13,7 @@ from orbax.checkpoint import v1 as ocp
 from stablesr_jax.checkpoints.store import quiet_orbax
 from stablesr_jax.errors import UserError, first_line, system_errno
 from stablesr_jax.files import atomic_write
-from stablesr_jax.settings import to_json
+from stablesr_jax.settings import read_json, to_json
 from stablesr_jax.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -119,15 +119,14 @@ def note_config(folder: pathlib.Path, config: TrainConfig) -> list[str]:
   """Writes `config.json`, and says what changed since the folder's last run.
 
   Raises:
-    UserError: the folder has a run of another stage or architecture.
+    UserError: the folder has a run of another stage or architecture, or its `config.json` is damaged.
   """
   path = folder / CONFIG
   now = {"kind": type(config.stage).__name__, **to_json(config)}
   now = json.loads(json.dumps(now))  # tuples as lists, as they are read
   changes = []
   if path.exists():
-    before = json.loads(path.read_text())
-    changes = list(_changes(before, now))
+    changes = list(_changes(read_json(path), now))
     for change in changes:
       if change.startswith(("kind:", "model.")):
         raise UserError(f"{folder}: has another run: {change} (choose another --workdir)")

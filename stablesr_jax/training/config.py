@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stablesr_jax.config import ComputeConfig, DiscriminatorConfig, ModelConfig, SamplingConfig
+from stablesr_jax.config import ComputeConfig, DiscriminatorConfig, LPIPSConfig, ModelConfig, SamplingConfig
 from stablesr_jax.data.config import DataConfig
 from stablesr_jax.degradation.settings import DegradationSettings
 from stablesr_jax.settings import Count, Name, Natural, NotNegative, Positive, Seed, require, settings
@@ -198,3 +198,23 @@ class TrainConfig:
     self.sampling.require_within(self.model.diffusion, "sampling.start_step")
     if self.validation is not None:
       self.validation.sampling.require_within(self.model.diffusion, "validation.sampling.start_step")
+      self._require_crop("validation.data.crop_size", self.validation.data.crop_size)
+    self._require_crop("data.crop_size", self.data.crop_size)
+    self._require_judged("data.crop_size", self.data.crop_size)
+
+  def _require_crop(self, field: str, side: int) -> None:
+    """The networks halve an image and its latent as often as they have levels, and join what they double again."""
+    multiple = self.model.autoencoder.downsampling if self.model.autoencoder else 1
+    if self.model.unet is not None and not isinstance(self.stage, AutoencoderStage | CfwStage):
+      multiple *= 2 ** (len(self.model.unet.channel_multipliers) - 1)
+    require(side % multiple == 0, field, side, f"must be a multiple of {multiple}, by the levels of the model's parts")
+
+  def _require_judged(self, field: str, side: int) -> None:
+    """What judges images needs some pixels to see anything."""
+    stage = self.stage
+    if isinstance(stage, AutoencoderStage | CfwStage | OneStepStage):
+      for weight, judge, smallest in (
+        (stage.adversarial_weight, "the discriminator", stage.discriminator.smallest_image),
+        (stage.perceptual_weight, "LPIPS", LPIPSConfig.smallest_image),
+      ):
+        require(weight == 0 or side >= smallest, field, side, f"must be at least {smallest} for {judge}")
