@@ -52,14 +52,15 @@ def condition(denoiser: Denoiser, data, steps: samplers.Steps):
   return denoiser.condition(steps, jnp.stack(prompts), scale)
 
 
-def run_whole(denoiser, data, steps: samplers.Steps) -> jax.Array:
+def run_whole(denoiser, data, steps: samplers.Steps) -> np.ndarray:
   """Samples with the whole latent, of any shape, as one tile, from the given start and with the given noise."""
   denoiser = denoiser(len(data["x_T"]))
   conditions = condition(denoiser, data, steps)
   x, lr = nhwc(data["x_T"]), nhwc(data["lr_latent"])
   for i in range(len(steps.timesteps)):
     prediction = denoiser.predict(x, lr, i, conditions)
-    x = samplers.step(x, prediction, nhwc(data[f"noise_{i}"]), samplers.Steps(*(column[i] for column in steps)))
+    next_x = samplers.step(x, prediction, nhwc(data[f"noise_{i}"]), samplers.Steps(*(column[i] for column in steps)))
+    x = np.asarray(next_x)  # as the start is, so that one program serves every step
   return x
 
 
