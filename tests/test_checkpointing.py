@@ -12,7 +12,7 @@ import pytest
 from stablesr_jax.config import ModelConfig
 from stablesr_jax.data import DataConfig, SourceConfig
 from stablesr_jax.errors import UserError
-from stablesr_jax.training.checkpointing import Checkpoints, _refusal
+from stablesr_jax.training.checkpointing import Checkpoints, _refusal, saved_steps
 from stablesr_jax.training.config import PriorStage, TrainConfig
 from stablesr_jax.training.metric_writer import MetricWriter
 
@@ -75,7 +75,25 @@ def test_it_does_not_hide_an_earlier_error(tmp_path):
   with pytest.raises(KeyError, match="first"), Checkpoints(tmp_path, CONFIG) as checkpoints:
     checkpoints.save(2, STATE, Place(2))
     raise KeyError("first")
-  assert not logging.getLogger("absl").filters
+
+
+def test_what_threads_log_is_dropped_after_the_run_too(tmp_path, caplog):
+  for _ in range(2):
+    with Checkpoints(tmp_path, CONFIG):
+      pass
+  log = logging.getLogger("absl")
+  assert len(log.filters) == 1
+  record = {"name": "absl", "levelno": logging.ERROR, "exc_info": (OSError, OSError(errno.ENOSPC, "full"), None)}
+  for path in ("/lib/orbax/checkpoint/future.py", "/lib/other/future.py"):
+    log.handle(logging.makeLogRecord({**record, "pathname": path, "msg": path}))
+  assert [record.msg for record in caplog.records] == ["/lib/other/future.py"]
+
+
+def test_steps_are_listed_without_making_anything(tmp_path):
+  assert saved_steps(tmp_path / "run") == [] and not (tmp_path / "run").exists()
+  for name in ("2", "10", "12.orbax-checkpoint-tmp"):
+    (tmp_path / "run" / "checkpoints" / name).mkdir(parents=True)
+  assert sorted(saved_steps(tmp_path / "run")) == [2, 10]
 
 
 def test_only_what_the_system_refuses_is_taken_for_the_users():
@@ -98,3 +116,34 @@ def test_numbers_that_cannot_be_written_are_one_line(tmp_path, monkeypatch):
   with pytest.raises(UserError, match="metrics.jsonl: cannot be written .No space left on device.$"):
     writer.write(2, {"loss": 1.0})
   writer.close()  # does not hide it
+
+
+def test_boards_that_cannot_be_written_are_one_line(tmp_path, monkeypatch):
+  writer = MetricWriter(tmp_path, 0)
+
+  def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  writer._board.close()
+  monkeypatch.setattr(writer, "_board", types.SimpleNamespace(write_event=full, flush=full, close=full))
+  with pytest.raises(UserError, match="tensorboard: cannot be written .No space left on device.$"):
+    writer.write(2, {"loss": 1.0})
+  writer.close()
+
+
+def test_tensorboard_has_the_numbers(tmp_path):
+  from tensorboardX.proto.event_pb2 import Event
+
+  writer = MetricWriter(tmp_path, 4)
+  writer.write(5, {"loss": 1.5, "loss/t0-249": 0.5})
+  writer.close()
+  [file] = (tmp_path / "tensorboard").iterdir()
+  data, events = file.read_bytes(), []
+  while data:  # length, its checksum, the event, its checksum
+    length = int.from_bytes(data[:8], "little")
+    events.append(Event.FromString(data[12 : 12 + length]))
+    data = data[16 + length :]
+  _, *started, one, two = events
+  assert [event.step for event in started] == [5, 5]  # what an earlier run wrote from there on is not shown
+  assert [(event.step, event.summary.value[0].tag) for event in (one, two)] == [(5, "loss"), (5, "loss/t0-249")]
+  assert one.summary.value[0].simple_value == 1.5 and one.wall_time > 1e9

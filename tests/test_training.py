@@ -605,6 +605,12 @@ def test_missing_data_is_named_and_nothing_is_left(config_file, tmp_path, capsys
   assert not (tmp_path / "run").exists()
 
 
+def test_without_a_checkpoint_nothing_is_exported_or_made(base, tmp_path):
+  with pytest.raises(UserError, match="run: has no checkpoint to export$"):
+    loop.train(base, tmp_path / "run", export_only=True)
+  assert not (tmp_path / "run").exists()
+
+
 def test_a_starting_model_that_does_not_fit_is_named(base, tmp_path):
   prior = dataclasses.replace(base, stage=PriorStage())
   with pytest.raises(ValueError, match="model-path: this stage needs a model with autoencoder"):

@@ -1,13 +1,12 @@
 """The converted format: a folder with `model.json` and one Orbax checkpoint for each part of the model."""
 
-import contextlib
 import dataclasses
 import json
 import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
 import jax
@@ -107,7 +106,8 @@ class ModelWriter:
     context.array.saving.use_compression = False  # weights do not compress; this halves the time
     context.memory.deepcopy_host_arrays = False
     context.memory.write_concurrent_bytes = 1 << 28
-    with context, quiet_orbax():
+    quiet_orbax()
+    with context:
       ocp.save(str(self._partial / part), params)
 
   def copy(self, part: str, source: pathlib.Path) -> None:
@@ -132,19 +132,16 @@ class ModelWriter:
     _wait_for_all("model_committed")
 
 
-@contextlib.contextmanager
-def quiet_orbax() -> Iterator[None]:
-  """Keeps out of the log the traceback that each of Orbax's threads writes of an error that the caller gets anyway."""
+def quiet_orbax() -> None:
+  """Keeps out of the log the traceback that each of Orbax's threads writes of an error that the caller gets anyway.
 
-  def is_news(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and "orbax" in pathlib.Path(record.pathname).parts)
+  From now on: threads may outlive the call that they fail in.
+  """
+  logging.getLogger("absl").addFilter(_is_news)  # once: it is the same function each time
 
-  log = logging.getLogger("absl")
-  log.addFilter(is_news)
-  try:
-    yield
-  finally:
-    log.removeFilter(is_news)
+
+def _is_news(record: logging.LogRecord) -> bool:
+  return not (record.exc_info and "orbax" in pathlib.Path(record.pathname).parts)
 
 
 def _wait_for_all(name: str) -> None:

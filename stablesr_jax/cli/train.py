@@ -63,6 +63,8 @@ def _main(argv: list[str], prog: str) -> int:
   if isinstance(given.config.stage, CfwDataStage):
     from stablesr_jax.training.make_cfw_set import make_cfw_set
 
+    if given.run.export_only:
+      raise UserError("--export-only: this stage makes data and no model")
     return 0 if make_cfw_set(given.config, given.run.workdir) else _STOPPED
   from stablesr_jax.training.loop import train
 

@@ -42,8 +42,7 @@ class Checkpoints:
     )
 
   def __enter__(self) -> "Checkpoints":
-    self._log = contextlib.ExitStack()
-    self._log.enter_context(quiet_orbax())
+    quiet_orbax()
     return self
 
   def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
@@ -51,13 +50,12 @@ class Checkpoints:
     Raises:
       UserError: the last checkpoint could not be written. Not if the block raised: its error comes first.
     """
-    with self._log:
-      try:
-        with self._writing():
-          self._checkpointer.close()
-      except Exception:
-        if error is None:
-          raise
+    try:
+      with self._writing():
+        self._checkpointer.close()
+    except Exception:
+      if error is None:
+        raise
 
   @property
   def latest(self) -> int | None:
@@ -101,9 +99,14 @@ class Checkpoints:
       reason = _refusal(error)
       if reason is None:
         raise
-      steps = [int(path.name) for path in self._folder.glob("*") if path.name.isdecimal()]
+      steps = saved_steps(self._folder.parent)
       last = f"the last whole one is {self.path(max(steps))}" if steps else "there is none yet"
       raise UserError(f"{self._folder}: a checkpoint cannot be written ({reason}); {last}") from error
+
+
+def saved_steps(folder: pathlib.Path) -> list[int]:
+  """The steps that a run's folder has checkpoints of. Nothing is made there, as `Checkpoints` does."""
+  return [int(path.name) for path in folder.glob("checkpoints/*") if path.name.isdecimal()]
 
 
 def _refusal(error: BaseException | None) -> str | None:

@@ -19,7 +19,7 @@ from stablesr_jax.files import make_folder
 from stablesr_jax.models.parameters import Params, merge
 from stablesr_jax.parallel import batched, data_mesh, for_devices
 from stablesr_jax.training import state as states
-from stablesr_jax.training.checkpointing import Checkpoints, note_config
+from stablesr_jax.training.checkpointing import Checkpoints, note_config, saved_steps
 from stablesr_jax.training.config import (
   AutoencoderStage,
   CfwStage,
@@ -68,6 +68,8 @@ def train(config: TrainConfig, folder: pathlib.Path, *, export_only: bool = Fals
     UserError: Something in the config, the data or the starting model does not fit; one line that names it.
     Diverged: The last steps changed nothing.
   """
+  if export_only and not saved_steps(folder):
+    raise UserError(f"{folder}: has no checkpoint to export")
   mesh = data_mesh()
   config = dataclasses.replace(config, compute=for_devices(config.compute, mesh))
   _check_batch(config, mesh)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -22,7 +23,8 @@ class MetricWriter:
 
   def __init__(self, folder: pathlib.Path, start: int):
     """`start` is the step that the run goes on from."""
-    from tensorboardX import SummaryWriter
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     self._folder = folder
     path = folder / "metrics.jsonl"
@@ -31,18 +33,29 @@ class MetricWriter:
       with atomic_write(path) as temporary:
         temporary.write_text("".join(line + "\n" for line in kept))
     self._file = path.open("a")
-    self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+    board = folder / "tensorboard"
+    with _told(board):
+      board.mkdir(exist_ok=True)
+      # Not its `SummaryWriter`, which writes in a thread of its own and tells there what the disk refuses.
+      self._board = EventsWriter(str(board / "events"))
+      self._board.write_event(Event(step=start + 1, file_version="brain.Event:2"))
+      self._board.write_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
 
   def write(self, step: int, numbers: Mapping[str, float]) -> None:
     """
     Raises:
       UserError: The line cannot be written: a full disk, say.
     """
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.summary import scalar
+
     with _told(self._folder / "metrics.jsonl"):
       self._file.write(json.dumps({"step": step, **numbers}) + "\n")
       self._file.flush()
-    for name, value in numbers.items():
-      self._board.add_scalar(name, value, step)
+    with _told(self._folder / "tensorboard"):
+      for name, value in numbers.items():
+        self._board.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+      self._board.flush()
 
   def grid(self, step: int, columns: Mapping[str, np.ndarray]) -> pathlib.Path:
     """Writes `samples/STEP.png`: a row for each picture, a column for each name; all (N, H, W, 3) in [0, 1].
@@ -63,7 +76,8 @@ class MetricWriter:
       os.fsync(self._file.fileno())
     with contextlib.suppress(OSError):
       self._file.close()
-    self._board.close()
+    with contextlib.suppress(OSError):
+      self._board.close()
 
 
 @contextlib.contextmanager
