@@ -1,19 +1,22 @@
 """Checkpoints of a run when the disk is full."""
 
 import asyncio
+import dataclasses
 import errno
 import logging
 import os
 import types
 
+import jax
 import numpy as np
 import pytest
 
 from stablesr_jax.config import ModelConfig
 from stablesr_jax.data import DataConfig, SourceConfig
 from stablesr_jax.errors import UserError
+from stablesr_jax.training import state as states
 from stablesr_jax.training.checkpointing import Checkpoints, _refusal, saved_steps
-from stablesr_jax.training.config import PriorStage, TrainConfig
+from stablesr_jax.training.config import OptimizerConfig, PriorStage, TrainConfig
 from stablesr_jax.training.metric_writer import MetricWriter
 
 CONFIG = TrainConfig(PriorStage(), DataConfig((SourceConfig("folder", ("x",)),)), ModelConfig(), keep_last=1)
@@ -75,6 +78,31 @@ def test_it_does_not_hide_an_earlier_error(tmp_path):
   with pytest.raises(KeyError, match="first"), Checkpoints(tmp_path, CONFIG) as checkpoints:
     checkpoints.save(2, STATE, Place(2))
     raise KeyError("first")
+
+
+@pytest.mark.parametrize(
+  "before, now, message",
+  [
+    ((None, "a"), (0.9, "a"), "optimizer.ema-decay cannot change within a run (ema/a/bias is missing)"),
+    ((0.9, "a"), (None, "a"), "optimizer.ema-decay cannot change within a run (ema/a/bias is one too many)"),
+    (
+      (None, "a"),
+      (None, "b"),
+      "what shapes the trained parameters cannot change within a run (params/b/bias is missing)",
+    ),
+  ],
+)
+def test_a_state_of_another_shape_is_named(tmp_path, before, now, message):
+  def state(decay, name):
+    config = dataclasses.replace(CONFIG, optimizer=OptimizerConfig(ema_decay=decay))
+    return states.create(config, {name: {"bias": np.zeros(3, np.float32)}})
+
+  with Checkpoints(tmp_path, CONFIG) as checkpoints:
+    checkpoints.save(1, state(*before), Place())
+  with Checkpoints(tmp_path, CONFIG) as checkpoints, pytest.raises(UserError) as caught:
+    checkpoints.restore(jax.eval_shape(lambda: state(*now)), Place())
+  path = tmp_path / "checkpoints" / "1"
+  assert str(caught.value) == f"{path}: cannot be resumed from: {message}; take it back, or choose another --workdir"
 
 
 def test_what_threads_log_is_dropped_after_the_run_too(tmp_path, caplog):

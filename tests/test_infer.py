@@ -385,8 +385,9 @@ def test_a_folder_that_is_no_model(run, tmp_path, capsys):
 
 
 def test_prompts_need_a_text_encoder(run, tmp_path, capsys):
-  assert run(save(tmp_path / "photo.png"), tmp_path / "out.png", "--prompt", "Good photo.") == 2
-  assert "this model has no text encoder" in one_error(capsys)
+  for option in ("--prompt", "--negative-prompt"):
+    assert run(save(tmp_path / "photo.png"), tmp_path / "out.png", option, "Good photo.") == 2
+    assert f"{option[2:]} 'Good photo.': this model has no text encoder" in one_error(capsys)
 
 
 def test_a_required_option_that_is_missing(capsys):

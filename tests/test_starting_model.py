@@ -10,6 +10,7 @@ import pytest
 from stablesr_jax.checkpoints import store
 from stablesr_jax.checkpoints.store import NULL_PROMPT, Manifest, ModelWriter, load_params
 from stablesr_jax.config import ComputeConfig
+from stablesr_jax.errors import UserError
 from stablesr_jax.models.parameters import flat, is_modulation
 from stablesr_jax.parallel import data_mesh
 from stablesr_jax.training.stages.restorer import RestorerTrainer
@@ -81,5 +82,22 @@ def test_a_restorer_that_goes_on_reads_each_parameter_once(tmp_path, reads):
 def test_what_a_folder_lacks_is_named(tmp_path):
   unet = dataclasses.replace(MODEL.unet, conditioning="none")
   write(tmp_path / "prior", dataclasses.replace(MODEL, unet=unet), ("unet",))
-  with pytest.raises(ValueError, match="unet: cannot be loaded: lacks .*/sft/"):
+  with pytest.raises(
+    ValueError, match="unet: cannot be loaded: the weights do not fit model.json: .*/sft/.* is missing"
+  ):
     load_params(tmp_path / "prior", Manifest("", MODEL), ["unet"], chosen=is_modulation)
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"blocks_per_level": 2}, "down_0_1/residual/conv1/bias is missing"),
+    ({"sft_hidden_channels": 16}, r"down_0_0/residual/sft/beta/kernel is of shape \(3, 3, 8, 8\), not \(3, 3, 16, 8\)"),
+    ({"conditioning": "none"}, "down_0_0/residual/sft/.* is one too many"),
+  ],
+)
+def test_weights_of_another_architecture_are_named(tmp_path, changes, message):
+  write(tmp_path / "model", MODEL, ("unet",))
+  other = dataclasses.replace(MODEL, unet=dataclasses.replace(MODEL.unet, **changes))
+  with pytest.raises(UserError, match=f"unet: cannot be loaded: the weights do not fit model.json: {message}$"):
+    load_params(tmp_path / "model", Manifest("", other), ["unet"])

@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 
-from stablesr_jax.config import DiscriminatorConfig, ModelConfig
+from stablesr_jax.config import DiscriminatorConfig, ModelConfig, SamplingConfig
 from stablesr_jax.data import DataConfig, SourceConfig
+from stablesr_jax.degradation.settings import DegradationSettings
 from stablesr_jax.errors import UserError
 from stablesr_jax.training.config import (
   AutoencoderStage,
+  CfwDataStage,
   CfwStage,
   OneStepStage,
   PriorStage,
@@ -52,3 +54,38 @@ def test_crops_as_small_as_the_stage_can_take():
   assert config(AutoencoderStage(adversarial_weight=0.0, perceptual_weight=0.0), 8).data.crop_size == 8
   assert config(CfwStage(), 24).data.crop_size == 24
   assert config(AutoencoderStage(), 24, model=ModelConfig(unet=None)).data.crop_size == 24
+
+
+@pytest.mark.parametrize("stage", [RestorerStage, CfwDataStage, OneStepStage])
+def test_two_scales_that_contradict_each_other(stage):
+  with pytest.raises(UserError, match="^data.scale 4: must be 2, stage.degradation's$"):
+    config(stage(degradation=DegradationSettings(scale=2)))
+  data = DataConfig((FOLDER,), scale=2)
+  assert TrainConfig(stage(degradation=DegradationSettings(scale=2)), data).data.scale == 2
+  with pytest.raises(UserError, match="^validation.data.scale 2: must be 4, stage.degradation's$"):
+    config(stage(), validation=ValidationConfig(data))
+
+
+def test_the_scale_of_pairs_is_the_datas():
+  pairs = DataConfig((SourceConfig("pairs", ("hr",), ("lr",)),), scale=2)
+  assert TrainConfig(RestorerStage(), pairs).data.scale == 2
+
+
+@pytest.mark.parametrize(
+  "change, name",
+  [
+    ({"prompt": "Good."}, "prompt 'Good.'"),
+    ({"negative_prompt": "Bad."}, "negative-prompt 'Bad.'"),
+    ({"guidance_scale": 7.0}, "guidance-scale 7.0"),
+  ],
+)
+def test_training_takes_no_prompts(change, name):
+  sampling = SamplingConfig(**change)
+  for stage in (CfwDataStage(), OneStepStage()):
+    with pytest.raises(UserError, match=f"^sampling.{name}: must be left as it is"):
+      config(stage, sampling=sampling)
+  with pytest.raises(UserError, match=f"^stage.teacher.{name}: "):
+    config(OneStepStage(teacher=sampling))
+  with pytest.raises(UserError, match=f"^validation.sampling.{name}: "):
+    config(RestorerStage(), validation=ValidationConfig(DataConfig((FOLDER,)), sampling=sampling))
+  assert config(RestorerStage(), sampling=sampling).sampling == sampling  # what the model carries

@@ -304,10 +304,39 @@ def _load(
   try:
     with context:
       loaded = ocp.load(str(path), target)
-  except Exception as error:  # Orbax's errors are many and long; the first line says what is wrong.
-    raise UserError(f"{path}: cannot be loaded: {first_line(error)}") from error
+  except Exception as error:  # Orbax's errors are many and long; the first line says what is wrong, but for misfits.
+    different = misfit(path, abstract, partial=partial)
+    reason = f"the weights do not fit {MANIFEST}: {different}" if different else first_line(error)
+    raise UserError(f"{path}: cannot be loaded: {reason}") from error
   # Of a partial tree, what the file lacks comes back as it was asked for.
   missing = [name for name, leaf in flat(loaded).items() if isinstance(leaf, jax.ShapeDtypeStruct)]
   if missing:
-    raise UserError(f"{path}: cannot be loaded: lacks {missing[0]}")
+    raise UserError(f"{path}: cannot be loaded: the weights do not fit {MANIFEST}: {missing[0]} is missing")
   return loaded
+
+
+def misfit(path: pathlib.Path, wanted: Any, *, partial: bool = False) -> str | None:
+  """How the tree in an Orbax checkpoint first differs from one of arrays or their shapes.
+
+  Args:
+    partial: Whether the checkpoint may have more than is wanted.
+
+  Returns:
+    One line that names the leaf; None if they do not differ, or the checkpoint cannot be read.
+  """
+  try:
+    stored = _shapes(ocp.metadata(str(path)).metadata)
+  except Exception:  # The error of whoever asks says more.
+    return None
+  shapes = _shapes(wanted)
+  for name, shape in shapes.items():
+    if name not in stored:
+      return f"{name} is missing"
+    if stored[name] != shape:
+      return f"{name} is of shape {stored[name]}, not {shape}"
+  return None if partial else next((f"{name} is one too many" for name in stored if name not in shapes), None)
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}

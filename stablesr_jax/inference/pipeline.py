@@ -209,9 +209,9 @@ class StableSR:
     sampling.require_within(self.config.diffusion, "start_step")
     if sampling.fidelity_weight > 0 and not self.autoencoder.config.cfw:
       raise UserError(f"fidelity-weight {sampling.fidelity_weight}: this model has no CFW; only 0 is possible")
-    for prompt in self._prompts_of(sampling):
+    for name, prompt in (("prompt", sampling.prompt), ("negative-prompt", sampling.negative_prompt)):
       if prompt not in self._prompts and (self.config.text_encoder is None or self._path is None):
-        raise UserError(f"prompt {prompt!r}: this model has no text encoder; only the null prompt is possible")
+        raise UserError(f"{name} {prompt!r}: this model has no text encoder; only the null prompt is possible")
 
   def _resize(self, image: np.ndarray, scale: float, tile: int) -> jax.Array:
     """Bicubic resizing by `scale`, and further where the shorter side would be less than a tile."""

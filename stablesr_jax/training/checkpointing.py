@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from stablesr_jax.checkpoints.store import quiet_orbax
+from stablesr_jax.checkpoints.store import misfit, quiet_orbax
 from stablesr_jax.errors import UserError, first_line, system_errno
 from stablesr_jax.files import atomic_write
 from stablesr_jax.settings import read_json, to_json
@@ -74,8 +74,13 @@ class Checkpoints:
     items = {"state": abstract} if data is None else {"state": abstract, "data": data}
     try:
       return self._checkpointer.load_checkpointables(self._checkpointer.latest, items)["state"]
-    except Exception as error:  # Orbax's errors are many and long; the first line says what is wrong.
-      raise UserError(f"{self.path(self.latest or 0)}: cannot be resumed from: {first_line(error)}") from error
+    except Exception as error:  # Orbax's errors are many and long; the first line says what is wrong, but for misfits.
+      path = self.path(self.latest or 0)
+      reason = first_line(error)
+      if different := misfit(path, abstract):
+        fixed = "optimizer.ema-decay" if different.startswith("ema/") else "what shapes the trained parameters"
+        reason = f"{fixed} cannot change within a run ({different}); take it back, or choose another --workdir"
+      raise UserError(f"{path}: cannot be resumed from: {reason}") from error
 
   def due(self, step: int) -> bool:
     return step % self._every == 0

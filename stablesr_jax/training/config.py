@@ -198,9 +198,22 @@ class TrainConfig:
     self.sampling.require_within(self.model.diffusion, "sampling.start_step")
     if self.validation is not None:
       self.validation.sampling.require_within(self.model.diffusion, "validation.sampling.start_step")
-      self._require_crop("validation.data.crop_size", self.validation.data.crop_size)
-    self._require_crop("data.crop_size", self.data.crop_size)
+      _require_no_prompt("validation.sampling", self.validation.sampling)
+      self._require_fitting("validation.data", self.validation.data)
+    self._require_fitting("data", self.data)
     self._require_judged("data.crop_size", self.data.crop_size)
+    if isinstance(self.stage, CfwDataStage | OneStepStage):
+      _require_no_prompt("sampling", self.sampling)
+    if isinstance(self.stage, OneStepStage):
+      _require_no_prompt("stage.teacher", self.stage.teacher)
+
+  def _require_fitting(self, name: str, data: DataConfig) -> None:
+    self._require_crop(f"{name}.crop_size", data.crop_size)
+    if isinstance(self.stage, CfwDataStage) or (
+      isinstance(self.stage, RestorerStage | OneStepStage) and not data.paired
+    ):
+      scale = self.stage.degradation.scale
+      require(data.scale == scale, f"{name}.scale", data.scale, f"must be {scale}, stage.degradation's")
 
   def _require_crop(self, field: str, side: int) -> None:
     """The networks halve an image and its latent as often as they have levels, and join what they double again."""
@@ -218,3 +231,11 @@ class TrainConfig:
         (stage.perceptual_weight, "LPIPS", LPIPSConfig.smallest_image),
       ):
         require(weight == 0 or side >= smallest, field, side, f"must be at least {smallest} for {judge}")
+
+
+def _require_no_prompt(name: str, sampling: SamplingConfig) -> None:
+  """Training samples with the null prompt and without guidance."""
+  wanted = "must be left as it is: training knows the null prompt alone"
+  require(sampling.prompt == "", f"{name}.prompt", sampling.prompt, wanted)
+  require(sampling.negative_prompt == "", f"{name}.negative_prompt", sampling.negative_prompt, wanted)
+  require(sampling.guidance_scale == 1, f"{name}.guidance_scale", sampling.guidance_scale, wanted)

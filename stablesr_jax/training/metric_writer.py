@@ -24,7 +24,7 @@ class MetricWriter:
   def __init__(self, folder: pathlib.Path, start: int):
     """`start` is the step that the run goes on from."""
     from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
     self._folder = folder
     path = folder / "metrics.jsonl"
@@ -46,7 +46,7 @@ class MetricWriter:
     Raises:
       UserError: The line cannot be written: a full disk, say.
     """
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
     from tensorboardX.summary import scalar
 
     with _told(self._folder / "metrics.jsonl"):

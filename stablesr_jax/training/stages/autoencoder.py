@@ -22,6 +22,7 @@ from stablesr_jax.training.stages.reconstruction import ReconstructionLoss
 from stablesr_jax.training.starting_model import open_model
 
 _POSTERIOR = 1
+_SPREADS = (1e-6, 1e4)  # of latents that can be brought to variance 1
 
 
 class AutoencoderTrainer:
@@ -82,7 +83,13 @@ class AutoencoderTrainer:
       mean, std = posterior(self._encode(params, image))
       return jnp.sqrt(jnp.mean(jnp.square(mean - jnp.mean(mean)) + std**2))
 
-    scale_factor = round(1 / float(spread(params, batch()["hr"])), 5)
+    measured = float(spread(params, batch()["hr"]))
+    if not _SPREADS[0] < measured < _SPREADS[1]:
+      raise UserError(
+        f"training diverged: the latents' standard deviation is {measured:g}; "
+        "lower optimizer.learning-rate, or set optimizer.clip-norm"
+      )
+    scale_factor = round(1 / measured, 5)
     assert self._architecture.autoencoder is not None
     autoencoder = dataclasses.replace(self._architecture.autoencoder, scale_factor=scale_factor)
     architecture = dataclasses.replace(self._architecture, autoencoder=autoencoder)
