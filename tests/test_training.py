@@ -42,6 +42,7 @@ from stablesr_jax.training.logged import loss_by_band
 from stablesr_jax.training.metric_writer import MetricWriter, means
 from stablesr_jax.training.model_export import export
 from stablesr_jax.training.stage import Export
+from stablesr_jax.training.stages.autoencoder import AutoencoderTrainer
 from stablesr_jax.training.stages.reconstruction import ReconstructionLoss
 from tests import micro
 from tests.micro import photograph, random_params
@@ -287,6 +288,16 @@ def test_a_run_of_the_autoencoder_goes_on_to_the_bit_and_leaves_a_model(base, tm
   mean, std = jax.jit(encode)(params[0]["autoencoder"], image)
   spread = math.sqrt(np.var(mean) + np.mean(np.square(std)))
   assert autoencoder.scale_factor * spread == pytest.approx(1, rel=1e-3)
+
+
+def test_an_autoencoder_that_diverged_is_told(base):
+  trainer = AutoencoderTrainer(base, data_mesh())
+  params = {"autoencoder": random_params(trainer._architecture, "autoencoder")}
+  batch = lambda: {"hr": np.zeros((1, 16, 16, 3), np.float32)}
+  for value in (np.nan, 1e30):
+    wrong = jax.tree.map(lambda leaf, value=value: leaf * np.float32(value), params)
+    with pytest.raises(UserError, match="^training diverged: .*lower optimizer.learning-rate"):
+      trainer.export(wrong, batch)
 
 
 def test_sigterm_saves_the_step_and_the_same_call_goes_on(base, tint, tmp_path, monkeypatch):
