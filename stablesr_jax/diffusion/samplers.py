@@ -18,7 +18,7 @@ from stablesr_jax.config import DiffusionConfig, Prediction, SamplingConfig
 from stablesr_jax.diffusion.schedule import add_noise, alphas_cumprod, respace, respaced_timesteps
 
 Latent = Float[Array, "*b h w c"]
-AnyLatent = Float[Array | np.ndarray, "*b h w c"]
+AnyLatents = PyTree[Float[Array | np.ndarray, "*_ _ _ c"]]  # of pictures of different sizes
 Table = Any  # NumPy's array or JAX's
 
 
@@ -65,8 +65,8 @@ def plan(diffusion: DiffusionConfig, sampling: SamplingConfig) -> Steps:
 
 
 def start(
-  diffusion: DiffusionConfig, sampling: SamplingConfig, lr_latents: PyTree[AnyLatent], noise: PyTree[AnyLatent]
-) -> tuple[PyTree[Latent], Steps]:
+  diffusion: DiffusionConfig, sampling: SamplingConfig, lr_latents: AnyLatents, noise: AnyLatents
+) -> tuple[AnyLatents, Steps]:
   """Where sampling starts, the noised latents of LR images (any tree of arrays), and the steps from there."""
   at_start = lambda x0, noise: add_noise(diffusion, x0, sampling.start_noise * noise, sampling.start_step)
   return jax.tree.map(at_start, lr_latents, noise), plan(diffusion, sampling)

@@ -52,15 +52,16 @@ def condition(denoiser: Denoiser, data, steps: samplers.Steps):
   return denoiser.condition(steps, jnp.stack(prompts), scale)
 
 
-def run_whole(denoiser, data, steps: samplers.Steps) -> np.ndarray:
+def run_whole(denoiser, data, steps: samplers.Steps) -> jax.Array:
   """Samples with the whole latent, of any shape, as one tile, from the given start and with the given noise."""
   denoiser = denoiser(len(data["x_T"]))
   conditions = condition(denoiser, data, steps)
-  x, lr = nhwc(data["x_T"]), nhwc(data["lr_latent"])
+  x, lr = jnp.asarray(nhwc(data["x_T"])), jnp.asarray(nhwc(data["lr_latent"]))
   for i in range(len(steps.timesteps)):
     prediction = denoiser.predict(x, lr, i, conditions)
-    next_x = samplers.step(x, prediction, nhwc(data[f"noise_{i}"]), samplers.Steps(*(column[i] for column in steps)))
-    x = np.asarray(next_x)  # as the start is, so that one program serves every step
+    noise = jnp.asarray(nhwc(data[f"noise_{i}"]))
+    x = samplers.step(x, prediction, noise, samplers.Steps(*(column[i] for column in steps)))
+    x = jnp.asarray(np.asarray(x))  # of no device in particular, as the start is, so that one program serves all
   return x
 
 
