@@ -14,6 +14,10 @@ from PIL import Image, ImageCms, ImageOps, features
 from stablesr_jax.errors import UserError, first_line
 from stablesr_jax.files import atomic_write
 
+# Of large pictures and damaged EXIF, in lines that name no file; such pictures are read all the same. Here, so that it
+# holds in the processes that read training images, too.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 _HAS_AVIF = features.check("avif")
 _AVIF = (".avif",) if _HAS_AVIF else ()
 # Suffixes that `read_image` reads and that `write_image` writes, in lower case.

@@ -108,7 +108,7 @@ def _resolve_elsewhere(endpoint, cache, *references):
     text=True,
     timeout=60,
   )
-  assert done.returncode == 0, done.stderr
+  assert done.returncode == 0 and done.stderr == "", done.stderr
   return json.loads(done.stdout)
 
 

@@ -2,7 +2,10 @@
 
 import io
 import os
+import pathlib
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -13,6 +16,7 @@ from stablesr_jax import image_io
 from stablesr_jax.errors import UserError
 from stablesr_jax.image_io import Picture, list_images, read_image, write_image
 
+ROOT = pathlib.Path(__file__).parents[1]
 RGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 # The colour space is named at byte 16.
 GREY_PROFILE = RGB_PROFILE[:16] + b"GRAY" + RGB_PROFILE[20:]
@@ -220,6 +224,20 @@ def test_values_are_clipped_and_rounded(tmp_path):
   write_image(tmp_path / "x.png", Picture(rgb))
   with Image.open(tmp_path / "x.png") as image:
     np.testing.assert_array_equal(np.asarray(image), [[[0, 128, 255], [0, 1, 255]]])
+
+
+def test_what_pillow_warns_of_is_read_in_silence(tmp_path):
+  exif = Image.Exif()
+  exif[0x013B] = "A name that is longer than what is left of it"
+  Image.fromarray(_pixels()).save(tmp_path / "x.jpg", exif=exif.tobytes()[:-20])
+  program = f"""
+from PIL import Image
+from stablesr_jax.image_io import read_image
+Image.MAX_IMAGE_PIXELS = 40
+print(read_image({str(tmp_path / "x.jpg")!r}).rgb.shape)
+"""
+  done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+  assert (done.returncode, done.stdout, done.stderr) == (0, "(6, 10, 3)\n", "")
 
 
 def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):

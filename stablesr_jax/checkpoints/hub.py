@@ -34,7 +34,10 @@ def resolve(reference: str) -> pathlib.Path:
   repo, revision, file = _parse(reference)
   import huggingface_hub  # Late: it reads HF_ENDPOINT when imported, and local files need none of it.
   from huggingface_hub import errors
+  from huggingface_hub.utils import logging
 
+  level = logging.get_verbosity()
+  logging.set_verbosity_error()  # it warns of each try, and the last one's error is told below
   try:
     if file:
       return pathlib.Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
@@ -56,6 +59,8 @@ def resolve(reference: str) -> pathlib.Path:
       f"{reference}: not available from {huggingface_hub.constants.ENDPOINT} ({why});"
       " set HF_ENDPOINT to a mirror or give a local file"
     ) from error
+  finally:
+    logging.set_verbosity(level)
 
 
 def _parse(reference: str) -> tuple[str, str | None, str]:
