@@ -3,7 +3,7 @@
 
 import sys
 
-from stablesr_jax.cli.infer import main
+from stablesr_jax.cli import start
 
 if __name__ == "__main__":
-  sys.exit(main())
+  sys.exit(start("infer", "infer.py"))

@@ -3,7 +3,7 @@
 
 import sys
 
-from stablesr_jax.cli.train import main
+from stablesr_jax.cli import start
 
 if __name__ == "__main__":  # the data pipeline's worker processes import this file
-  sys.exit(main())
+  sys.exit(start("train", "train.py"))

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from stablesr_jax import __version__
+from stablesr_jax import __version__, cli
+from stablesr_jax.cli import common
 from stablesr_jax.cli.main import main
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -71,6 +72,7 @@ def test_the_list_of_commands_is_quick():
   """It needs none of the libraries that take seconds to import."""
   program = f"""
 import sys
+from stablesr_jax.cli import common
 from stablesr_jax.cli.main import main
 main(["--help"])
 sys.exit(" ".join(name for name in {HEAVY} if name in sys.modules) or None)
@@ -106,3 +108,56 @@ def test_a_terminal_gets_one_line_too():
   os.close(reader)
   assert done.returncode == 2 and "\x1b" not in shown and shown.count("\n") == 1
   assert shown.startswith("infer.py: error: invalid choice 'euler' for argument '--sampler'. Expected one of")
+
+
+# Standard output, and Ctrl-C
+
+
+@pytest.mark.parametrize("program", [["infer.py"], ["-m", "stablesr_jax"]])
+def test_output_that_cannot_be_written_is_told(program):
+  if not os.path.exists("/dev/full"):
+    pytest.skip("no /dev/full")
+  with open("/dev/full", "w") as full:
+    done = subprocess.run(
+      [sys.executable, *program, "--help"], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+    )
+  message = "error: standard output cannot be written (No space left on device)\n"
+  assert done.returncode == 2 and done.stderr.endswith(message) and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_a_reader_that_goes_away_is_no_error(buffered):
+  reader, writer = os.pipe()
+  os.close(reader)
+  done = subprocess.run(
+    [sys.executable, "infer.py", "--help"],
+    cwd=ROOT,
+    env={**os.environ, "PYTHONUNBUFFERED": buffered},
+    stdout=writer,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  os.close(writer)
+  assert done.returncode == 0 and done.stderr == ""
+
+
+def test_work_goes_on_when_nobody_reads_the_output():
+  class Closed:
+    def write(self, text):
+      raise BrokenPipeError
+
+    flush = write
+
+  output = common._Output(Closed())
+  print("a result", file=output, flush=True)
+  print("another", file=output, flush=True)
+  assert isinstance(output._error, BrokenPipeError)
+
+
+def test_ctrl_c_while_a_command_is_imported(monkeypatch, capsys):
+  def interrupted(_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(cli.importlib, "import_module", interrupted)
+  assert main(["infer"]) == 130
+  assert capsys.readouterr().err == "stablesr infer: stopped\n"

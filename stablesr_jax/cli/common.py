@@ -10,7 +10,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
@@ -83,16 +83,62 @@ def _check_flags(argv: Sequence[str], prog: str) -> None:
 
 
 def run(prog: str, main: Callable[[], int], *, out_of_memory: str = "") -> int:
-  """Calls `main` and returns its exit code; an error is told, and ends the program with `tell`'s exit code."""
+  """Calls `main` and returns its exit code; an error is told, and ends the program with `tell`'s exit code.
+
+  Where the reader of standard output has gone away, what was for it is dropped in silence, as `head` expects.
+  """
   if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
     sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have what it cannot show
-  try:
-    return main()
-  except KeyboardInterrupt:
-    print(f"{prog}: stopped", file=sys.stderr)
-    return INTERRUPTED
-  except Exception as error:
-    raise SystemExit(tell(prog, error, out_of_memory=out_of_memory)) from error
+  output = _Output(sys.stdout or io.StringIO())  # None, where the program was started without one
+  with contextlib.redirect_stdout(output):
+    try:
+      code = main()
+    except KeyboardInterrupt:
+      print(f"{prog}: stopped", file=sys.stderr)
+      code = INTERRUPTED
+    except SystemExit as stop:  # of `parse`: the help, or what is wrong with a flag
+      raise SystemExit(stop.code or output.close(prog)) from stop
+    except Exception as error:
+      code = tell(prog, error, out_of_memory=out_of_memory)
+      output.close(prog)
+      raise SystemExit(code) from error
+  return code or output.close(prog)
+
+
+class _Output:
+  """Standard output; that nobody can get what is written is no reason to stop."""
+
+  def __init__(self, stream: Any):
+    self._stream = stream
+    self._error: OSError | None = None
+
+  def write(self, text: str) -> int:
+    self._unless_lost(lambda: self._stream.write(text))
+    return len(text)
+
+  def flush(self) -> None:
+    self._unless_lost(self._stream.flush)
+
+  def close(self, prog: str) -> int:
+    """Writes out what is left, tells if it could not be written, and returns the exit code for that."""
+    self.flush()
+    if self._error is None:
+      return 0
+    os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # or Python tries and fails once more at the end
+    if isinstance(self._error, BrokenPipeError):
+      return 0
+    print(f"{prog}: error: standard output cannot be written ({self._error.strerror})", file=sys.stderr)
+    return BAD_INPUT
+
+  def _unless_lost(self, act: Callable[[], object]) -> None:
+    try:
+      if self._error is None:
+        act()
+    except OSError as error:
+      self._error = error
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._stream, name)
 
 
 def tell(prog: str, error: Exception, *, subject: str = "", out_of_memory: str = "") -> int:

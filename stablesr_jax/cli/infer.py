@@ -89,8 +89,7 @@ class Arguments:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "infer.py") -> int:
-  arguments = parse(Arguments, argv, prog)
-  return run(prog, lambda: _main(arguments, prog), out_of_memory=_OUT_OF_MEMORY)
+  return run(prog, lambda: _main(parse(Arguments, argv, prog), prog), out_of_memory=_OUT_OF_MEMORY)
 
 
 def _main(arguments: Arguments, prog: str) -> int:
@@ -153,7 +152,7 @@ class _Console(Report):
       self._bar.close()
       self._bar = None
     if error is None:
-      print(job.target)
+      print(job.target, flush=True)
       return
     code = tell(self._prog, error, subject=str(job.source), out_of_memory=_OUT_OF_MEMORY)
     self.exit_code = min(code, self.exit_code or code)

@@ -1,11 +1,11 @@
 """The command `stablesr`: one program for all command lines."""
 
-import importlib
 import sys
 from collections.abc import Sequence
 
 from stablesr_jax import __version__
-from stablesr_jax.cli.common import fail
+from stablesr_jax.cli import start
+from stablesr_jax.errors import UserError
 
 _COMMANDS = {
   "infer": "restore photographs",
@@ -17,6 +17,14 @@ _COMMANDS = {
 
 def main(argv: Sequence[str] | None = None, prog: str = "stablesr") -> int:
   command, *rest = [*(sys.argv[1:] if argv is None else argv)] or [""]
+  if command in _COMMANDS:
+    return start(command, f"{prog} {command}", rest)
+  from stablesr_jax.cli.common import run  # Late: Ctrl-C is told in a line from `start` on.
+
+  return run(prog, lambda: _main(command, prog))
+
+
+def _main(command: str, prog: str) -> int:
   if command in ("-h", "--help"):
     print(f"usage: {prog} COMMAND ...\n")
     for name, does in _COMMANDS.items():
@@ -26,7 +34,5 @@ def main(argv: Sequence[str] | None = None, prog: str = "stablesr") -> int:
   if command == "--version":
     print(__version__)
     return 0
-  if command not in _COMMANDS:
-    found = f"{command}: no such command; choose" if command else "choose a command:"
-    fail(prog, f"{found} {', '.join(_COMMANDS)} (--help says more)")
-  return importlib.import_module(f"stablesr_jax.cli.{command}").main(rest, f"{prog} {command}")
+  found = f"{command}: no such command; choose" if command else "choose a command:"
+  raise UserError(f"{found} {', '.join(_COMMANDS)} (--help says more)")

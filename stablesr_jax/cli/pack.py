@@ -32,8 +32,7 @@ class Arguments:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "stablesr pack") -> int:
-  arguments = parse(Arguments, argv, prog)
-  return run(prog, lambda: _main(arguments))
+  return run(prog, lambda: _main(parse(Arguments, argv, prog)))
 
 
 def _main(arguments: Arguments) -> int:
