@@ -145,7 +145,7 @@ def test_gradient(narrow, tmp_path):
   reference(theirs, to_torch(b)).sum().backward()
   expected = np.moveaxis(theirs.grad.numpy(), 1, -1)
   module, params = load_lpips(tmp_path / "lpips", ComputeConfig(remat=True))
-  gradient = jax.jit(jax.grad(lambda a, params: module.apply({"params": params}, a, b).sum()))
+  gradient = jax.jit(jax.grad(lambda a, params: module.apply({"params": params}, a, jnp.asarray(b)).sum()))
   np.testing.assert_allclose(gradient(a, params), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
   # Where all features are zero, so is the gradient, and nothing on its way is NaN.
   dead = jax.tree_util.tree_map_with_path(lambda path, p: p - 100 if path[-1].key == "bias" else p, params)
