@@ -436,6 +436,8 @@ def test_a_model_folder_that_cannot_be_stored(model_folder, tmp_path, capsys):
     (["--input", "a.ckpt", "--output", "model", "--to-pytorch", "a.safetensors"], "give either --output"),
     (["--input", "notes.txt", "notes.txt", "--to-pytorch", "a.safetensors"], "takes one model folder"),
     (["--input", "notes.txt", "--to-pytorch", "a.ckpt"], "ends in .safetensors"),
+    (["--input", "pipe.ckpt", "--output", "model"], "pipe.ckpt: is neither a regular file nor a folder"),
+    (["--input", "notes.txt", "--output", "notes.txt/model"], "notes.txt: is a file, not a folder"),
     (["--input", "notes.txt", "--output", "model"], "notes.txt: "),
     (["--input", "notes.txt", "--output", "model", "--architecture", "huge"], "neither a file nor one of stablesr_512"),
     (["--input", "notes.txt", "--output", "model", "--architecture", "notes.txt"], "notes.txt: not valid JSON"),
@@ -445,6 +447,7 @@ def test_a_model_folder_that_cannot_be_stored(model_folder, tmp_path, capsys):
 def test_a_mistake_in_converting_is_one_line(tmp_path, monkeypatch, capsys, arguments, message):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "notes.txt").write_text("hello")
+  os.mkfifo(tmp_path / "pipe.ckpt")
   with pytest.raises(SystemExit, match="2"):
     convert.main(arguments)
   assert message in one_error(capsys, "convert_weights.py")

@@ -29,6 +29,8 @@ def resolve(reference: str) -> pathlib.Path:
     path = pathlib.Path(reference).expanduser()
     if not path.exists():
       raise UserError(f"{reference}: no such file or folder (for the Hugging Face hub {_FORMS})")
+    if not (path.is_file() or path.is_dir()):  # a pipe, which may never end
+      raise UserError(f"{reference}: is neither a regular file nor a folder")
     return path
 
   repo, revision, file = _parse(reference)

@@ -44,6 +44,8 @@ def read_sample(path: str | pathlib.Path) -> dict[str, np.ndarray]:
   Raises:
     UserError: the file is damaged.
   """
+  if not pathlib.Path(path).is_file():  # gone, or a pipe, which may never end
+    raise UserError(f"{path}: no such file")
   try:
     # Opened here, since NumPy leaves a file that is no archive open.
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:

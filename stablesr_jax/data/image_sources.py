@@ -169,7 +169,7 @@ class PackedSource:
 
   def __init__(self, path: str | pathlib.Path):
     self._path = str(path)
-    if not pathlib.Path(path).exists():
+    if not pathlib.Path(path).is_file():
       raise UserError(f"{path}: no such file")
     reader = require("array_record.python.array_record_data_source").ArrayRecordDataSource
     try:
