@@ -5,14 +5,8 @@ import pathlib
 
 import pytest
 
-# Where --check-shapes checks the shapes and dtypes in signatures.
+# Where the shapes and dtypes in signatures are checked at every call.
 _CHECKED = ("models", "diffusion", "inference", "pixels")
-
-
-def pytest_addoption(parser):
-  parser.addoption(
-    "--check-shapes", action="store_true", help="check the shapes and dtypes in signatures at every call"
-  )
 
 
 def pytest_configure(config):
@@ -23,12 +17,11 @@ def pytest_configure(config):
   """
   if config.option.markexpr != "full":
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
-  if config.option.check_shapes:
-    from jaxtyping import install_import_hook
+  from jaxtyping import install_import_hook
 
-    from tests import checking
+  from tests import checking
 
-    install_import_hook([f"stablesr_jax.{name}" for name in _CHECKED], f"{checking.__name__}.check")
+  install_import_hook([f"stablesr_jax.{name}" for name in _CHECKED], f"{checking.__name__}.check")
 
 
 @pytest.fixture(scope="session", autouse=True)
