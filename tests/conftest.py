@@ -39,6 +39,14 @@ def compile_cache(request, tmp_path_factory) -> pathlib.Path:
   return run / "compiled"
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, compile_cache):
+  """A folder of its own for a file's runs of train.py."""
+  from tests.training_place import make_place
+
+  return make_place(tmp_path_factory.mktemp("training"), compile_cache)
+
+
 @pytest.fixture(scope="session")
 def model():
   """The micro model, loaded; what its tests compiled is kept."""
