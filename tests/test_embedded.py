@@ -52,42 +52,44 @@ def test_it_is_what_the_recipes_train():
 
 
 @pytest.mark.full
-def test_held_out_photographs(restored):
-  """Closer to the photographs than bicubic enlargement."""
-  gains = []
+def test_held_out_photographs(model, restored):
+  """By default closer to the photograph than bicubic enlargement; with a low w more natural."""
+  sampling = dataclasses.replace(model.manifest.sampling, **GENERATIVE)
+  measured: dict[str, list] = {"bicubic": [], "default": [], "generative": []}
   for name in gallery.PARTS:
     degraded, original = Image.open(EXAMPLES / "degraded" / f"{name}.png"), gallery.original(name)
-    bicubic = degraded.resize(original.shape[1::-1], Image.Resampling.BICUBIC)
-    reference, ours, theirs = (
-      jnp.asarray(np.asarray(picture) / np.float32(255))[None] for picture in (original, restored[name], bicubic)
-    )
-    gains.append([float((metric(ours, reference) - metric(theirs, reference))[0]) for metric in (psnr_y, ssim_y)])
-  gains = np.array(gains)
-  assert gains.mean(0)[0] > 0.05
-  assert gains.mean(0)[1] > 0.01
+    pictures = {
+      "bicubic": degraded.resize(original.shape[1::-1], Image.Resampling.BICUBIC),
+      "default": restored[name],
+      "generative": model.upscale(degraded, sampling=sampling),
+    }
+    for method, picture in pictures.items():
+      image, reference = (jnp.asarray(np.asarray(pixels) / np.float32(255))[None] for pixels in (picture, original))
+      values = psnr_y(image, reference)[0], ssim_y(image, reference)[0], sharpness(image)[0]
+      measured[method].append([*(float(value) for value in values), niqe(np.asarray(picture) / 255)])
+  bicubic, default, generative = (
+    dict(zip(("psnr", "ssim", "sharpness", "niqe"), np.mean(values, axis=0), strict=True))
+    for values in measured.values()
+  )
+  assert default["psnr"] > bicubic["psnr"] + 0.1
+  assert default["ssim"] > bicubic["ssim"] + 0.01
+  assert generative["psnr"] > bicubic["psnr"] - 0.3
+  assert generative["sharpness"] > 0.95 * bicubic["sharpness"]  # to which noise and blocks add
+  assert generative["niqe"] < bicubic["niqe"] - 1
 
 
 @pytest.mark.full
 def test_the_generative_end_does_not_blur(model):
-  """With a low w the result is sharper than bicubic enlargement, where there is no noise to be counted as sharpness."""
+  """Where there is no noise to be counted as sharpness, the result with a low w is the sharper one."""
   sampling = dataclasses.replace(model.manifest.sampling, **GENERATIVE)
   measured = []
   for name in gallery.PARTS:
     original = Image.fromarray(gallery.original(name))
     clean = original.resize((original.width // 4, original.height // 4), Image.Resampling.BICUBIC)
-    pictures = (
-      clean.resize(original.size, Image.Resampling.BICUBIC),
-      model.upscale(clean, sampling=sampling),
-    )
-    measured.append(
-      [
-        (float(sharpness(jnp.asarray(picture, jnp.float32)[None] / 255)[0]), niqe(np.asarray(picture) / 255))
-        for picture in pictures
-      ]
-    )
+    pictures = clean.resize(original.size, Image.Resampling.BICUBIC), model.upscale(clean, sampling=sampling)
+    measured.append([float(sharpness(jnp.asarray(picture, jnp.float32)[None] / 255)[0]) for picture in pictures])
   bicubic, generative = np.mean(measured, axis=0)
-  assert generative[0] > bicubic[0]
-  assert generative[1] < bicubic[1] - 0.5
+  assert generative > bicubic
 
 
 def test_a_later_start_keeps_more_of_the_input(model):

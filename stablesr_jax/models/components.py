@@ -38,9 +38,8 @@ def init(config: ModelConfig, component: str, key: jax.Array) -> Params:
 def abstract_params(config: ModelConfig, component: str) -> Params:
   """The parameters of one part as `jax.ShapeDtypeStruct`, float32."""
   parts: dict[str, Any] = {name: getattr(config, name) if name == component else None for name in COMPONENTS}
-  return jax.tree.map(
-    lambda leaf: leaf, _abstract_params(ModelConfig(**parts), component)
-  )  # a tree of the caller's own
+  kept = _abstract_params(ModelConfig(**parts), component)
+  return jax.tree.map(lambda leaf: leaf, kept)  # a tree of the caller's own
 
 
 @functools.cache

@@ -18,7 +18,6 @@ from stablesr_jax.models.parameters import Params
 # Of VGG16's five stages: how many convolutions each has, and how many times `width` channels.
 CONVOLUTIONS = (2, 2, 3, 3, 3)
 _MULTIPLIERS = (1, 2, 4, 8, 8)
-_SMALLEST = LPIPSConfig.smallest_image
 # LPIPS v0.1 brings [-1, 1] to about the statistics that VGG16 was trained with.
 SHIFT = np.array([-0.030, -0.088, -0.188], np.float32).reshape(1, 1, 1, 3)
 SCALE = np.array([0.458, 0.448, 0.450], np.float32).reshape(1, 1, 1, 3)
@@ -59,8 +58,9 @@ class LPIPS(nn.Module):
     """
     if a.shape != b.shape:
       raise ValueError(f"images of shapes {a.shape} and {b.shape} cannot be compared")
-    if min(a.shape[1:3]) < _SMALLEST:
-      raise ValueError(f"images of {a.shape[2]}x{a.shape[1]} are too small: LPIPS needs {_SMALLEST}x{_SMALLEST}")
+    shortest = LPIPSConfig.smallest_image
+    if min(a.shape[1:3]) < shortest:
+      raise ValueError(f"images of {a.shape[2]}x{a.shape[1]} are too small: LPIPS needs {shortest}x{shortest}")
     stage = nn.remat(VGGStage) if self.compute.remat else VGGStage
     stages = [
       stage(multiplier * self.config.width, convolutions, self.compute, name=f"stage_{i}")
@@ -98,5 +98,6 @@ def _unit(x: jax.Array) -> jax.Array:
 
 def abstract_params(config: LPIPSConfig) -> Params:
   """The network's parameters as `jax.ShapeDtypeStruct`, float32."""
-  image = jnp.zeros((1, _SMALLEST, _SMALLEST, 3))
+  shortest = LPIPSConfig.smallest_image
+  image = jnp.zeros((1, shortest, shortest, 3))
   return jax.eval_shape(lambda key: LPIPS(config).init(key, image, image), jax.random.key(0))["params"]
