@@ -47,7 +47,8 @@ class ComputeConfig:
     dtype: The dtype of activations and matrix products, "float32" or "bfloat16". Norms, softmax and the sampler stay
       float32.
     attention: The implementation of attention: "cudnn" (flash attention on GPU), "xla" (scores in memory), "chunked"
-      (scores of a few queries at a time), or "auto": cudnn where it can run, otherwise chunked.
+      (scores of a few queries at a time), or "auto": cudnn where it can run, xla on a GPU for a prompt's odd number of
+      tokens, otherwise chunked.
     remat: Whether each block's activations are recomputed in the backward pass instead of kept (training).
     platform: The kind of device that computes. None is filled in from the devices (`parallel.for_devices`); networks
       that are made with None take the ways that run everywhere.

@@ -78,18 +78,20 @@ def test_attention_implementations_agree(implementation, queries, keys):
 
 
 @pytest.mark.parametrize(
-  "platform, dtype, channels, expected",
+  "platform, dtype, channels, tokens, expected",
   [
-    ("cpu", "float32", 64, "chunked"),
-    ("cpu", "bfloat16", 64, "chunked"),
-    ("gpu", "float32", 64, "chunked"),
-    ("gpu", "bfloat16", 64, "cudnn"),
-    ("gpu", "bfloat16", 512, "chunked"),
-    ("tpu", "bfloat16", 64, "chunked"),
-    (None, "bfloat16", 64, "chunked"),
+    ("cpu", "float32", 64, 64, "chunked"),
+    ("cpu", "bfloat16", 64, 64, "chunked"),
+    ("gpu", "float32", 64, 64, "chunked"),
+    ("gpu", "bfloat16", 64, 64, "cudnn"),
+    ("gpu", "bfloat16", 64, 77, "xla"),  # cuDNN has no gradient for an odd number
+    ("gpu", "bfloat16", 64, 1025, "chunked"),
+    ("gpu", "bfloat16", 512, 64, "chunked"),
+    ("tpu", "bfloat16", 64, 64, "chunked"),
+    (None, "bfloat16", 64, 64, "chunked"),
   ],
 )
-def test_the_platform_chooses_attention(monkeypatch, platform, dtype, channels, expected):
+def test_the_platform_chooses_attention(monkeypatch, platform, dtype, channels, tokens, expected):
   """Traced only, so that every platform's choice is seen on any machine. (cuDNN itself is not traced without one.)"""
   called = []
 
@@ -99,9 +101,9 @@ def test_the_platform_chooses_attention(monkeypatch, platform, dtype, channels, 
 
   monkeypatch.setattr(jax.nn, "dot_product_attention", record)
   compute = ComputeConfig(dtype=dtype, platform=platform)
-  q = jax.ShapeDtypeStruct((2, 64, 3, channels), dtype)
-  program = str(jax.make_jaxpr(lambda q, k, v: attention(q, k, v, compute))(q, q, q))
-  assert called == (["cudnn"] if expected == "cudnn" else [])
+  q, k = (jax.ShapeDtypeStruct((2, n, 3, channels), dtype) for n in (64, tokens))
+  program = str(jax.make_jaxpr(lambda q, k, v: attention(q, k, v, compute))(q, k, k))
+  assert called == ([] if expected == "chunked" else [expected])
   assert ("exp" in program) == (expected == "chunked")
 
 

@@ -36,7 +36,7 @@ def attention(
     k, v = (jnp.broadcast_to(a, (q.shape[0], *a.shape[1:])) for a in (k, v))
   implementation = compute.attention
   if implementation == "auto":
-    implementation = "cudnn" if _cudnn_can_run(q, compute) else "chunked"
+    implementation = _chosen(q, k, compute)
   if implementation == "chunked" and not causal:
     return _chunked(q, k, v)
   return jax.nn.dot_product_attention(
@@ -44,10 +44,17 @@ def attention(
   )
 
 
-def _cudnn_can_run(q: jax.Array, compute: ComputeConfig) -> bool:
-  """Flash attention needs half precision and heads of at most 128 channels, a multiple of 8."""
+def _chosen(q: jax.Array, k: jax.Array, compute: ComputeConfig) -> str:
+  """Flash attention needs half precision and heads of at most 128 channels, a multiple of 8.
+
+  Its gradient needs even numbers of tokens, too, which the 77 of a prompt are not: scores of so few keys fit in memory.
+  """
   half = q.dtype in (jnp.bfloat16, jnp.float16)
-  return compute.platform == "gpu" and half and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
+  if compute.platform != "gpu" or not half or q.shape[-1] > 128 or q.shape[-1] % 8:
+    return "chunked"
+  if q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0:
+    return "cudnn"
+  return "xla" if k.shape[1] < _MANY_KEYS else "chunked"
 
 
 def _chunked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
