@@ -7,6 +7,8 @@ import pytest
 
 # Where the shapes and dtypes in signatures are checked at every call.
 _CHECKED = ("models", "diffusion", "inference", "pixels")
+# Of the training tests, what takes over five minutes: begun first, lest one process waits for it at the end.
+_LONGEST = ("test_learning.py", "test_training_runs.py")
 
 
 def pytest_configure(config):
@@ -22,6 +24,10 @@ def pytest_configure(config):
   from tests import checking
 
   install_import_hook([f"stablesr_jax.{name}" for name in _CHECKED], f"{checking.__name__}.check")
+
+
+def pytest_collection_modifyitems(items):
+  items.sort(key=lambda item: item.path.name not in _LONGEST)
 
 
 @pytest.fixture(scope="session", autouse=True)
