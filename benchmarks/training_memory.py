@@ -5,7 +5,7 @@
 
 Prints the sizes of what is trained, frozen and kept, and for each number of samples on a device, with and without
 rematerialisation, XLA's own account of the memory: arguments (state, frozen parameters, batch) and temporaries.
-The making of LR images is left out: it comes before, needs little, and takes long to compile.
+The making of LR images is left out: it comes before, needs little, and takes long to compile. So is LPIPS.
 On a CPU rematerialisation shows no gain: XLA's CPU backend computes nothing twice.
 """
 
@@ -23,12 +23,13 @@ import numpy as np
 from stablesr_jax.checkpoints.store import MANIFEST, NULL_PROMPT, Manifest
 from stablesr_jax.cli.train import load_config
 from stablesr_jax.models.components import abstract_params
-from stablesr_jax.models.parameters import is_cfw, is_modulation, split
+from stablesr_jax.models.parameters import flat, is_cfw, is_modulation, split
 from stablesr_jax.parallel import batched, data_mesh, for_devices, replicated
 from stablesr_jax.settings import to_json
 from stablesr_jax.training import state as states
-from stablesr_jax.training.config import CfwStage, TrainConfig
+from stablesr_jax.training.config import CfwStage, OneStepStage, TrainConfig
 from stablesr_jax.training.stages.cfw import CfwTrainer
+from stablesr_jax.training.stages.one_step import PARTS, OneStepTrainer
 from stablesr_jax.training.stages.restorer import RestorerTrainer
 
 
@@ -106,12 +107,18 @@ def _stage(config: TrainConfig, mesh: jax.sharding.Mesh, folder: pathlib.Path) -
   (folder / MANIFEST).write_text(json.dumps(to_json(Manifest("shapes", architecture))))
   config = dataclasses.replace(config, model_path=str(folder))
   shapes = lambda part: abstract_params(architecture, part)
-  if isinstance(config.stage, CfwStage):
+  if isinstance(config.stage, CfwStage | OneStepStage):
     config = dataclasses.replace(config, stage=dataclasses.replace(config.stage, perceptual_weight=0.0))
+  if isinstance(config.stage, CfwStage):
     frozen = {"autoencoder": split(shapes("autoencoder"), is_cfw)[1]}
     return CfwTrainer(config, mesh), _half(frozen)
   assert config.model.unet is not None
   prompt = jax.ShapeDtypeStruct((77, config.model.unet.context_dim), np.float32)
+  if isinstance(config.stage, OneStepStage):
+    stage = OneStepTrainer(config, mesh)
+    trained = jax.eval_shape(stage.init, jax.random.key(0))
+    rest = lambda part: split(shapes(part), lambda path: path not in flat(trained[part]))[0]
+    return stage, _half({part: rest(part) for part in PARTS} | {NULL_PROMPT: prompt})
   unet = split(shapes("unet"), is_modulation)[1]
   return RestorerTrainer(config, mesh), _half({"autoencoder": shapes("autoencoder"), "unet": unet, NULL_PROMPT: prompt})
 
