@@ -153,7 +153,8 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument("--tiny", action="store_true", help="sizes for a CPU, to try this script")
   parser.add_argument("--plan", action="store_true", help="say what would be done, and do nothing")
   args = parser.parse_args(arguments)
-  plan = make_plan(args.sections, compile=args.compile, budget=args.budget, tiny=args.tiny)
+  passes = False if args.compile_cache == "off" else args.compile
+  plan = make_plan(args.sections, compile=passes, budget=args.budget, tiny=args.tiny)
   parallel = args.parallel or max(1, (os.cpu_count() or 1) // 4)
   if args.plan:
     print(describe(plan, args.budget, parallel))

@@ -180,18 +180,14 @@ def _several(run: Run, params: Any) -> tuple:
 def end_to_end(run: Run) -> None:
   """Pictures as a user restores them, from an array to an array."""
   params = _weights(run, "unet", "time_aware_encoder", "autoencoder")
-  manifest = Manifest("random", run.config)
-  model = StableSR(manifest, params, compute=run.compute(), mesh=run.mesh)
-  side = run.tile * run.config.autoencoder.downsampling // SCALE
   numbers = (1, 2) if run.tiny else (4, 1, 20, 200)
-  for pictures, steps in run.affordable([(int(case), steps) for case in run.cases for steps in numbers]):
+  models = {int(case): _restorer(run, params) for case in run.cases}  # each chooses its tile batch
+  for pictures, steps in run.affordable([(pictures, steps) for pictures in models for steps in numbers]):
     if run.compiling and pictures > 1 and steps != numbers[0]:
       continue  # what depends on the number of steps does not on that of pictures
     with run.trying("end to end", pictures=pictures, steps=steps):
-      model.denoiser = Denoiser(run.config, params, run.compute(), run.mesh)  # chooses its tile batch anew
-      condition = model.denoiser.condition
-      # A user waits for the step's program once for each number of steps; here they share one.
-      model.denoiser.condition = lambda *args: padded(condition(*args))  # noqa: B023
+      model = models[pictures]
+      side = run.tile * model.autoencoder.config.downsampling // SCALE
       images, keys = [photograph(side, k) for k in range(pictures)], [jax.random.key(k) for k in range(pictures)]
       sampling = SamplingConfig(steps=steps, sampler="ddpm" if steps > 4 else "ddim", tile_size=run.tile)
       go = lambda: model.upscale_batch(images, scale=SCALE, keys=keys, sampling=sampling)  # noqa: B023
@@ -199,6 +195,14 @@ def end_to_end(run: Run) -> None:
       s = run.seconds(go, 1 if steps == 200 else 3)
       run.row("end to end", pictures=pictures, steps=steps, s=s, pictures_a_s=pictures / s, first_call_s=first,
               tile_batch=model.denoiser.tile_batch)  # fmt: skip
+
+
+def _restorer(run: Run, params: dict[str, Any]) -> StableSR:
+  """A user waits for the step's program once for each number of steps; here they share one."""
+  model = StableSR(Manifest("random", run.config), params, compute=run.compute(), mesh=run.mesh)
+  condition = model.denoiser.condition
+  model.denoiser.condition = lambda *args: padded(condition(*args))
+  return model
 
 
 def guidance(run: Run) -> None:
