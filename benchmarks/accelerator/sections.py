@@ -13,6 +13,7 @@ import math
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -56,10 +57,14 @@ def device(run: Run) -> None:
   run.row("versions", python=sys.version.split()[0], **versions)
   first = run.mesh.devices.flat[0]
   gib = (first.memory_stats() or {}).get("bytes_limit", 0) / 2**30
-  run.row(
-    "device", kind=first.device_kind, platform=first.platform, devices=jax.device_count(), cores=os.cpu_count(),
-    memory_gib=gib, backend=first.client.platform_version,
-  )  # fmt: skip
+  run.row("device", kind=first.device_kind, platform=first.platform, devices=jax.device_count(), cores=os.cpu_count(),
+          memory_gib=gib)  # fmt: skip
+  if first.platform == "gpu" and shutil.which("nvidia-smi"):
+    with run.trying("driver"):
+      query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.sm,power.limit", "--format=csv"]
+      told = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.splitlines()
+      names, values = (line.split(", ") for line in told[:2])  # of the first one
+      run.row("driver", **dict(zip(names, values, strict=True)))
 
 
 def peak(run: Run) -> None:
