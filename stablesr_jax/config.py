@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from stablesr_jax.settings import Count, Fraction, Natural, NotNegative, Positive, require, settings
+from stablesr_jax.settings import Count, Fraction, Natural, require, settings
 
 Conditioning = Literal["sft", "add", "none"]
 Prediction = Literal["eps", "v"]
@@ -26,6 +26,9 @@ _Multipliers = Annotated[tuple[_Depth, ...], Field(min_length=1, max_length=_MOS
 """The width of each level, in multiples of `channels`."""
 _Levels = tuple[Natural, ...]
 _Beta = Annotated[float, Field(gt=0, lt=1)]
+# Far beyond any use, and within what float32 computes.
+_ScaleFactor = Annotated[float, Field(ge=1e-6, le=1e6)]
+_Guidance = Annotated[float, Field(ge=0, le=1000)]
 
 
 def _attending(multipliers: tuple[int, ...], levels: tuple[int, ...]) -> tuple[int, ...]:
@@ -129,7 +132,7 @@ class AutoencoderConfig:
   """The KL autoencoder; with `cfw`, controllable feature wrapping in its decoder (3.2).
 
   Attributes:
-    scale_factor: The factor of the diffusion's latents, which are `scale_factor * z`.
+    scale_factor: The factor of the diffusion's latents, which are `scale_factor * z`; 1e-6 to 1e6.
     attention: Whether all pixels of a latent attend to each other in the middle of encoder and decoder; without it the
       cost grows only linearly with the picture.
     norm_groups: The number of groups of every GroupNorm.
@@ -142,7 +145,7 @@ class AutoencoderConfig:
   channel_multipliers: _Multipliers = (1, 2, 4, 4)
   blocks_per_level: _Depth = 2
   latent_channels: _Width = 4
-  scale_factor: Positive = 0.18215
+  scale_factor: _ScaleFactor = 0.18215
   attention: bool = True
   norm_groups: _Width = 32
   cfw: bool = True
@@ -282,7 +285,7 @@ class SamplingConfig:
     start_noise: The factor of the noise in the start, the forward process's and the posterior's, 0 to 1; 1 is the
       paper's, 0 starts from the mean LR latent, scaled as it is at `start_step`.
     eta: The share of noise in DDIM's steps, 0 to 1.
-    guidance_scale: The s of eq. 8; 1 is no guidance.
+    guidance_scale: The s of eq. 8, 0 to 1000; 1 is no guidance.
     prompt: The text that describes the picture; "" is the null prompt.
     negative_prompt: The text that guidance leads away from; "" is the null prompt.
     fidelity_weight: The w of CFW in [0, 1]: 0 is most generative, 1 keeps closest to the input.
@@ -296,7 +299,7 @@ class SamplingConfig:
   start_step: Count = 999
   start_noise: Fraction = 1.0
   eta: Fraction = 0.0
-  guidance_scale: NotNegative = 1.0
+  guidance_scale: _Guidance = 1.0
   prompt: str = ""
   negative_prompt: str = ""
   fidelity_weight: Fraction = 0.5

@@ -101,6 +101,19 @@ def test_a_state_of_another_shape_is_named(tmp_path, before, now, what, how):
   assert str(caught.value) == f"{tmp_path / 'checkpoints' / '1'}: cannot be resumed from: {message}"
 
 
+@pytest.mark.parametrize("file", ["state/manifest.ocdbt", "state/_METADATA", "_CHECKPOINT_METADATA"])
+def test_a_damaged_checkpoint_is_named(tmp_path, caplog, file):
+  with Checkpoints(tmp_path, CONFIG) as checkpoints:
+    checkpoints.save(1, STATE, Place())
+  path = tmp_path / "checkpoints" / "1"
+  with Checkpoints(tmp_path, CONFIG) as checkpoints, pytest.raises(UserError) as caught:
+    data = (path / file).read_bytes()
+    (path / file).write_bytes(data[: len(data) // 2])
+    checkpoints.restore(STATE, Place())
+  assert str(caught.value) == f"{path}: cannot be resumed from: it is damaged ({file} cannot be read)"
+  assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 def test_what_threads_log_is_dropped_after_the_run_too(tmp_path, caplog):
   for _ in range(2):
     with Checkpoints(tmp_path, CONFIG):

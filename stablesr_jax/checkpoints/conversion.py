@@ -23,6 +23,7 @@ from stablesr_jax.checkpoints.store import (
   ModelWriter,
   StoredDtype,
   as_stored,
+  require_replaceable,
 )
 from stablesr_jax.config import LPIPSConfig, ModelConfig, Prediction, RRDBNetConfig, SamplingConfig
 from stablesr_jax.errors import UserError
@@ -58,8 +59,13 @@ def convert(
 
   Raises:
     UserError: an input cannot be read or is nothing known, two are of one kind, a tensor has the wrong shape or values
-      beyond the dtype's range, a parameter remains unfilled, or LPIPS's files are among a model's.
+      beyond the dtype's range, a parameter remains unfilled, LPIPS's files are among a model's, or at `output` is
+      something else than a converted model, or one that an input lies in.
   """
+  require_replaceable(output)
+  for path in inputs:
+    if output.resolve() in path.resolve().parents:
+      raise UserError(f"{path}: lies in the output, {output}, which would be replaced; choose another output")
   with contextlib.ExitStack() as opened:
     sources = by_priority([opened.enter_context(contextlib.closing(open_source(path))) for path in inputs])
     for source in sources:

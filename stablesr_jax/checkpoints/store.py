@@ -1,11 +1,15 @@
 """The converted format: a folder with `model.json` and one Orbax checkpoint for each part of the model."""
 
+import contextlib
 import dataclasses
+import errno
+import glob
 import json
-import logging
 import os
 import pathlib
 import shutil
+import time
+import uuid
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
@@ -16,8 +20,9 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 from pydantic import Field
 
+from stablesr_jax.checkpoints.orbax_checkpoint import damage, misfit, quiet_orbax, reason
 from stablesr_jax.config import ComputeConfig, LPIPSConfig, ModelConfig, SamplingConfig
-from stablesr_jax.errors import UserError, first_line
+from stablesr_jax.errors import UserError
 from stablesr_jax.files import make_folder
 from stablesr_jax.models import lpips
 from stablesr_jax.models.components import COMPONENTS, abstract_params
@@ -30,6 +35,7 @@ EMBEDDED = pathlib.Path(__file__).resolve().parents[1] / "assets" / "tiny"
 MANIFEST = "model.json"
 NULL_PROMPT = "null_prompt"
 LPIPS_PART = "lpips"
+_A_DAY = 24 * 3600.0  # seconds
 
 StoredDtype = Literal["float32", "bfloat16", "float16"]
 _Format = Annotated[int, Field(ge=FORMAT, le=FORMAT)]  # Literal[1] would take true
@@ -69,27 +75,62 @@ class LPIPSManifest:
   format: _Format = FORMAT
 
 
+def require_replaceable(path: str | os.PathLike) -> None:
+  """Checks that a model may be written to `path`: nothing is there, an empty folder, or a converted model alone.
+
+  Raises:
+    UserError: something else is there, or lies beside the model; one line that names it.
+  """
+  folder = pathlib.Path(path)
+  try:
+    entries = sorted(os.listdir(folder))
+  except FileNotFoundError:
+    return
+  except NotADirectoryError:
+    entries = ["a file"]
+  if not entries:
+    return
+  if MANIFEST not in entries:
+    raise UserError(f"{path}: exists and is no converted model; it will not be replaced")
+  if not _is_ours(folder / MANIFEST):
+    raise UserError(f"{path}: its {MANIFEST} is no converted model's; the folder will not be replaced")
+  parts = (*COMPONENTS, NULL_PROMPT, LPIPS_PART)
+  foreign = [name for name in entries if name != MANIFEST and not (name in parts and (folder / name).is_dir())]
+  if foreign:
+    more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+    raise UserError(
+      f"{path}: has {', '.join(foreign[:3])}{more}, no part of a converted model; the folder will not be replaced"
+    )
+
+
+def _is_ours(file: pathlib.Path) -> bool:
+  """Whether a `model.json` is one that this package wrote, in whichever version."""
+  try:
+    values = read_json(file)
+  except (UserError, OSError):
+    return False
+  described = values.get("architecture", values.get(LPIPS_PART))
+  return isinstance(values.get("name"), str) and type(values.get("format")) is int and isinstance(described, dict)
+
+
 class ModelWriter:
   """Writes a model part by part into a temporary folder that `commit` puts in place, whole or not at all.
 
-  A context manager: what was not committed when it is left is removed. Of several processes all make the same calls,
-  and the first one writes.
+  A context manager: what was not committed when it is left is removed. Of several processes of one run all make the
+  same calls, and the first one writes. Of several writers of one folder the last one's model stays.
   """
 
   def __init__(self, path: str | os.PathLike):
     """
     Raises:
-      UserError: at `path` is something else than a converted model or an empty folder.
+      UserError: at `path` is something else than a converted model alone, or an empty folder.
     """
+    require_replaceable(path)
     self.path = pathlib.Path(os.path.realpath(path))  # not `resolve`, which raises where a link leads to itself
-    if (
-      self.path.exists() and not (self.path / MANIFEST).is_file() and (self.path.is_file() or any(self.path.iterdir()))
-    ):
-      raise UserError(f"{path}: exists and is no converted model; it will not be replaced")
-    self._partial = self.path.with_name(f".{self.path.name}.partial")
+    self._partial = self.path.with_name(f".{self.path.name}.{_shared_id()}.partial")
     self._writes = jax.process_index() == 0
     if self._writes:
-      shutil.rmtree(self._partial, ignore_errors=True)
+      _remove_abandoned(self.path)
       make_folder(self._partial)
     _wait_for_all("model_made")
 
@@ -123,25 +164,41 @@ class ModelWriter:
       # this machine: nobody else's business, where models are passed on.
       for note in self._partial.rglob("commit_success.txt"):
         note.write_text("stored\n")
-      replaced = self.path.with_name(f".{self.path.name}.replaced")
-      shutil.rmtree(replaced, ignore_errors=True)
-      if self.path.exists():
-        self.path.rename(replaced)
-      self._partial.rename(self.path)
-      shutil.rmtree(replaced, ignore_errors=True)
+      self._put_in_place()
     _wait_for_all("model_committed")
 
+  def _put_in_place(self) -> None:
+    replaced = self._partial.with_suffix(".replaced")
+    while True:
+      require_replaceable(self.path)  # again: writing takes minutes
+      with contextlib.suppress(FileNotFoundError):
+        self.path.rename(replaced)
+      try:
+        self._partial.rename(self.path)
+        break
+      except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+          with contextlib.suppress(OSError):
+            replaced.rename(self.path)
+          raise
+        shutil.rmtree(replaced, ignore_errors=True)  # another writer's model came between: it is replaced, too
+    shutil.rmtree(replaced, ignore_errors=True)
 
-def quiet_orbax() -> None:
-  """Keeps out of the log the traceback that each of Orbax's threads writes of an error that the caller gets anyway.
 
-  From now on: threads may outlive the call that they fail in.
-  """
-  logging.getLogger("absl").addFilter(_is_news)  # once: it is the same function each time
+def _remove_abandoned(path: pathlib.Path) -> None:
+  """Removes what writers of `path` left that were killed; one that is at work adds a part within a day."""
+  for folder in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 32}.partial"):
+    with contextlib.suppress(OSError):
+      if time.time() - folder.stat().st_mtime > _A_DAY:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-  return not (record.exc_info and "orbax" in pathlib.Path(record.pathname).parts)
+def _shared_id() -> str:
+  """32 hexadecimal digits that nobody else has; the same in all processes."""
+  own = np.frombuffer(uuid.uuid4().bytes, np.uint8)
+  if jax.process_count() > 1:
+    own = multihost_utils.broadcast_one_to_all(own)
+  return np.asarray(own, np.uint8).tobytes().hex()
 
 
 def _wait_for_all(name: str) -> None:
@@ -298,45 +355,20 @@ def _load(
   sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
   if partial and not abstract:  # Orbax takes no empty tree
     return {}
+  if wrong := damage(path):
+    raise UserError(f"{path}: cannot be loaded: {wrong}")
   target = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, np.dtype(dtype), sharding=sharding), abstract)
   context = ocp.Context()
   context.pytree.loading.partial_load = partial
   try:
     with context:
       loaded = ocp.load(str(path), target)
-  except Exception as error:  # Orbax's errors are many and long; the first line says what is wrong, but for misfits.
+  except Exception as error:
     different = misfit(path, abstract, partial=partial)
-    reason = f"the weights do not fit {MANIFEST}: {different}" if different else first_line(error)
-    raise UserError(f"{path}: cannot be loaded: {reason}") from error
+    wrong = f"the weights do not fit {MANIFEST}: {different}" if different else reason(error)
+    raise UserError(f"{path}: cannot be loaded: {wrong}") from error
   # Of a partial tree, what the file lacks comes back as it was asked for.
   missing = [name for name, leaf in flat(loaded).items() if isinstance(leaf, jax.ShapeDtypeStruct)]
   if missing:
     raise UserError(f"{path}: cannot be loaded: the weights do not fit {MANIFEST}: {missing[0]} is missing")
   return loaded
-
-
-def misfit(path: pathlib.Path, wanted: Any, *, partial: bool = False) -> str | None:
-  """How the tree in an Orbax checkpoint first differs from one of arrays or their shapes.
-
-  Args:
-    partial: Whether the checkpoint may have more than is wanted.
-
-  Returns:
-    One line that names the leaf; None if they do not differ, or the checkpoint cannot be read.
-  """
-  try:
-    stored = _shapes(ocp.metadata(str(path)).metadata)
-  except Exception:  # The error of whoever asks says more.
-    return None
-  shapes = _shapes(wanted)
-  for name, shape in shapes.items():
-    if name not in stored:
-      return f"{name} is missing"
-    if stored[name] != shape:
-      return f"{name} is of shape {stored[name]}, not {shape}"
-  return None if partial else next((f"{name} is one too many" for name in stored if name not in shapes), None)
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}

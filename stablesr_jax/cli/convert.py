@@ -58,7 +58,7 @@ def _main(arguments: Arguments) -> int:
   from stablesr_jax.checkpoints.conversion import convert
   from stablesr_jax.checkpoints.export import export
   from stablesr_jax.checkpoints.hub import resolve
-  from stablesr_jax.checkpoints.store import MANIFEST, store_as
+  from stablesr_jax.checkpoints.store import MANIFEST, require_replaceable, store_as
   from stablesr_jax.parallel import start_devices
 
   if not arguments.input:
@@ -68,6 +68,8 @@ def _main(arguments: Arguments) -> int:
   output = arguments.output or arguments.to_pytorch
   assert output is not None
   require_writable(output.parent)
+  if arguments.output is not None:
+    require_replaceable(arguments.output)  # before anything is downloaded
   start_devices()  # Orbax, which writes the model, uses them
   inputs = [resolve(reference) for reference in arguments.input]
   if arguments.to_pytorch is not None:

@@ -200,7 +200,8 @@ class StableSR:
         restored = shrink(restored, size)
       result = np.asarray(jnp.clip(restored, 0, 1))
       if not np.isfinite(result).all():
-        raise UserError("the result has values that are not finite; try float32 precision")
+        advice = "" if self._compute.dtype == "float32" else "; try float32 precision"
+        raise UserError(f"the result has values that are not finite{advice}")
       results.append(result)
     return results
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from stablesr_jax.checkpoints.store import misfit, quiet_orbax
-from stablesr_jax.errors import UserError, first_line, system_errno
+from stablesr_jax.checkpoints.orbax_checkpoint import damage, misfit, quiet_orbax, reason
+from stablesr_jax.errors import UserError, system_errno
 from stablesr_jax.files import atomic_write
 from stablesr_jax.settings import read_json, to_json
 from stablesr_jax.training.config import TrainConfig
@@ -72,15 +72,17 @@ class Checkpoints:
       UserError: it cannot be read, or is not of this architecture.
     """
     items = {"state": abstract} if data is None else {"state": abstract, "data": data}
+    path = self.path(self.latest or 0)
+    if wrong := damage(path):
+      raise UserError(f"{path}: cannot be resumed from: {wrong}")
     try:
       return self._checkpointer.load_checkpointables(self._checkpointer.latest, items)["state"]
-    except Exception as error:  # Orbax's errors are many and long; the first line says what is wrong, but for misfits.
-      path = self.path(self.latest or 0)
-      reason = first_line(error)
+    except Exception as error:
+      wrong = reason(error)
       if different := misfit(path, abstract):
         fixed = "optimizer.ema-decay" if different.startswith("ema/") else "what shapes the trained parameters"
-        reason = f"{fixed} cannot change within a run ({different}); take it back, or choose another --workdir"
-      raise UserError(f"{path}: cannot be resumed from: {reason}") from error
+        wrong = f"{fixed} cannot change within a run ({different}); take it back, or choose another --workdir"
+      raise UserError(f"{path}: cannot be resumed from: {wrong}") from error
 
   def due(self, step: int) -> bool:
     return step % self._every == 0

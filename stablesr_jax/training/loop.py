@@ -12,6 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+from stablesr_jax.checkpoints.store import require_replaceable
 from stablesr_jax.data import Batches, make_dataset
 from stablesr_jax.errors import UserError
 from stablesr_jax.evaluation.metrics import psnr_y, ssim_y
@@ -70,6 +71,7 @@ def train(config: TrainConfig, folder: pathlib.Path, *, export_only: bool = Fals
   """
   if export_only and not saved_steps(folder):
     raise UserError(f"{folder}: has no checkpoint to export")
+  require_replaceable(folder / "model")
   mesh = data_mesh()
   config = dataclasses.replace(config, compute=for_devices(config.compute, mesh))
   _check_batch(config, mesh)
