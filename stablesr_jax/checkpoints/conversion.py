@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -64,7 +65,7 @@ def convert(
   """
   require_replaceable(output)
   for path in inputs:
-    if output.resolve() in path.resolve().parents:
+    if os.path.realpath(output) in map(str, pathlib.Path(os.path.realpath(path)).parents):
       raise UserError(f"{path}: lies in the output, {output}, which would be replaced; choose another output")
   with contextlib.ExitStack() as opened:
     sources = by_priority([opened.enter_context(contextlib.closing(open_source(path))) for path in inputs])
