@@ -31,6 +31,8 @@ def connect(coordinator: str | None = None, processes: int | None = None, proces
   if coordinator is not None and processes is not None and process is not None:
     if not re.fullmatch(r".+:\d+", coordinator):
       raise UserError(f"coordinator {coordinator}: must be HOST:PORT")
+    if processes < 1:
+      raise UserError(f"processes {processes}: must be at least 1")
     if not 0 <= process < processes:
       raise UserError(f"process {process}: must be 0 to processes - 1 ({processes - 1})")
   pod = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")

@@ -1,8 +1,10 @@
-"""Checkpoints of a run when the disk is full."""
+"""Checkpoints of a run when the disk is full, or they are damaged, and the lock of its folder."""
 
 import asyncio
 import dataclasses
 import errno
+import fcntl
+import gc
 import logging
 import os
 import types
@@ -12,14 +14,15 @@ import numpy as np
 import pytest
 
 from stablesr_jax.config import ModelConfig
-from stablesr_jax.data import DataConfig, SourceConfig
+from stablesr_jax.data import Batches, DataConfig, SourceConfig
 from stablesr_jax.errors import UserError
 from stablesr_jax.training import state as states
-from stablesr_jax.training.checkpointing import Checkpoints, _refusal, saved_steps
+from stablesr_jax.training.checkpointing import Checkpoints, _refusal, only_run, saved_steps
 from stablesr_jax.training.config import OptimizerConfig, PriorStage, TrainConfig
 from stablesr_jax.training.metric_writer import MetricWriter
 
-CONFIG = TrainConfig(PriorStage(), DataConfig((SourceConfig("folder", ("x",)),)), ModelConfig(), keep_last=1)
+DATA = DataConfig((SourceConfig("folder", ("x",)),))
+CONFIG = TrainConfig(PriorStage(), DATA, ModelConfig(), keep_last=1)
 STATE = {"weights": np.arange(6, dtype=np.float32)}
 
 
@@ -101,17 +104,80 @@ def test_a_state_of_another_shape_is_named(tmp_path, before, now, what, how):
   assert str(caught.value) == f"{tmp_path / 'checkpoints' / '1'}: cannot be resumed from: {message}"
 
 
-@pytest.mark.parametrize("file", ["state/manifest.ocdbt", "state/_METADATA", "_CHECKPOINT_METADATA"])
-def test_a_damaged_checkpoint_is_named(tmp_path, caplog, file):
+@pytest.mark.parametrize("kept, then", [(2, "to go on from step 1"), (1, "to begin anew: there is no other")])
+@pytest.mark.parametrize(
+  "file",
+  [
+    "data/process_0.json",
+    "state/_METADATA",
+    "state/array_metadatas/process_0",
+    "state/ocdbt.process_0/d/*",
+    "state/manifest.ocdbt",
+  ],
+)
+def test_a_damaged_checkpoint_is_one_line(tmp_path, capfd, caplog, recwarn, file, kept, then):
+  config = dataclasses.replace(CONFIG, keep_last=kept)
+  batches = lambda: Batches(None, DATA, 0)
+  state = states.create(config, {"a": {"kernel": np.random.default_rng(0).standard_normal((64, 64), np.float32)}})
+  with Checkpoints(tmp_path, config) as checkpoints:
+    checkpoints.save(1, state, batches())
+    checkpoints.save(2, state, batches())
+  folder = tmp_path / "checkpoints" / "2"
+  damaged = max(folder.glob(file), key=lambda path: path.stat().st_size)
+  damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), state)
+  with Checkpoints(tmp_path, config) as checkpoints:
+    with pytest.raises(UserError) as caught:
+      checkpoints.restore(abstract, batches())
+    line = str(caught.value)
+    assert line.startswith(f"{folder}: it is damaged") and line.endswith(f"; remove it {then}") and len(line) < 300
+  del caught
+  gc.collect()  # the others' complaints come now
+  assert capfd.readouterr().err == "" and caplog.records == [] and list(recwarn) == []
+
+
+@pytest.mark.parametrize(
+  "error, kind, message",
+  [
+    (PermissionError(errno.EACCES, "Permission denied"), UserError, "/1: cannot be read .Permission denied.$"),
+    (ValueError("RESOURCE_EXHAUSTED: Out of memory"), MemoryError, None),
+  ],
+)
+def test_what_is_not_damaged_is_not_to_be_removed(tmp_path, monkeypatch, error, kind, message):
+  def load(*_):
+    raise KeyError("Failed to load checkpointable" + str(error)) from error
+
   with Checkpoints(tmp_path, CONFIG) as checkpoints:
     checkpoints.save(1, STATE, Place())
-  path = tmp_path / "checkpoints" / "1"
-  with Checkpoints(tmp_path, CONFIG) as checkpoints, pytest.raises(UserError) as caught:
-    data = (path / file).read_bytes()
-    (path / file).write_bytes(data[: len(data) // 2])
-    checkpoints.restore(STATE, Place())
-  assert str(caught.value) == f"{path}: cannot be resumed from: it is damaged ({file} cannot be read)"
-  assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+  with Checkpoints(tmp_path, CONFIG) as checkpoints:
+    monkeypatch.setattr(checkpoints._checkpointer, "load_checkpointables", load)
+    with pytest.raises(kind, match=message):
+      checkpoints.restore(STATE, Place())
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path, monkeypatch):
+  with pytest.raises(KeyError), only_run(tmp_path):
+    with pytest.raises(UserError) as caught, only_run(tmp_path):
+      pytest.fail("not reached")
+    assert (
+      str(caught.value) == f"{tmp_path}: another run is at work there; wait for its end, or choose another --workdir"
+    )
+    raise KeyError
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  with only_run(tmp_path):
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    with only_run(tmp_path):
+      pass
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+  def flock(*_):
+    raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+  monkeypatch.setattr(fcntl, "flock", flock)
+  with only_run(tmp_path):
+    pass
 
 
 def test_what_threads_log_is_dropped_after_the_run_too(tmp_path, caplog):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from stablesr_jax import __version__, cli
+from stablesr_jax import __version__
 from stablesr_jax.cli import common
 from stablesr_jax.cli.main import main
 
@@ -110,7 +110,7 @@ def test_a_terminal_gets_one_line_too():
   assert shown.startswith("infer.py: error: invalid choice 'euler' for argument '--sampler'. Expected one of")
 
 
-# Standard output, and Ctrl-C
+# Standard output
 
 
 @pytest.mark.parametrize("program", [["infer.py"], ["-m", "stablesr_jax"]])
@@ -152,12 +152,3 @@ def test_work_goes_on_when_nobody_reads_the_output():
   print("a result", file=output, flush=True)
   print("another", file=output, flush=True)
   assert isinstance(output._error, BrokenPipeError)
-
-
-def test_ctrl_c_while_a_command_is_imported(monkeypatch, capsys):
-  def interrupted(_):
-    raise KeyboardInterrupt
-
-  monkeypatch.setattr(cli.importlib, "import_module", interrupted)
-  assert main(["infer"]) == 130
-  assert capsys.readouterr().err == "stablesr infer: stopped\n"

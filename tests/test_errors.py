@@ -264,6 +264,20 @@ def test_a_recipe_that_fails_is_told_with_its_line(tmp_path, capsys, monkeypatch
   assert err.startswith(f"train.py: error: {path}:{message}") and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    (["--config", ""], "must not be empty"),
+    (["--config="], "must not be empty"),
+    (["--config", "tiny_prior", "--workdir", "x", "--config=tiny_prior"], "is given twice"),
+    (["--workdir", "x", "--config"], "name a file of configs/, say configs/stablesr_512.py"),
+  ],
+)
+def test_a_wrong_config_flag(capsys, arguments, message):
+  assert code_of(train.main, *arguments) == 2
+  assert capsys.readouterr().err == f"train.py: error: --config: {message}\n"
+
+
 # Surroundings
 
 
@@ -339,7 +353,7 @@ def test_a_platform_that_is_not_there_is_told_with_its_setting(monkeypatch, erro
     (("host:1", 2, None), "give all three or none"),
     (("host", 2, 0), "coordinator host: must be HOST:PORT"),
     (("host:1", 2, 2), "process 2: must be 0 to processes - 1"),
-    (("host:1", 0, 0), "process 0: must be 0 to processes - 1"),
+    (("host:1", -1, 0), "processes -1: must be at least 1"),
   ],
 )
 def test_processes_that_cannot_meet(arguments, message):

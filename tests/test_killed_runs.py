@@ -6,6 +6,7 @@ import signal
 import numpy as np
 import pytest
 
+from stablesr_jax.interrupts import INTERRUPTED
 from tests.training_place import (
   STOPPED,
   at_step,
@@ -33,13 +34,13 @@ def test_a_killed_run_goes_on_to_the_bit(place, uninterrupted):
   rng, name = random.Random(4), "runs/killed"
   folder = place.folder / name
   stops = [rng.randint(3, 15), rng.randint(18, 30), rng.randint(33, 45), rng.randint(48, 60)]
-  for stop, kind in zip(stops, [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGTERM], strict=True):
+  for stop, kind in zip(stops, [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT], strict=True):
     process = place.start(LONG, name, *EVERY)
     kill_when(process, at_step(folder, stop), kind)
     if kind == signal.SIGKILL:
       place.wait(process, name, -signal.SIGKILL)
     else:
-      place.wait(process, name, STOPPED)
+      place.wait(process, name, STOPPED if kind == signal.SIGTERM else INTERRUPTED)
       last = max(metrics(folder))
       assert checkpoints(folder)[-1] == last
       assert f"told to stop: step {last} is saved" in place.log(name)

@@ -16,13 +16,13 @@ import tyro
 
 from stablesr_jax import __version__
 from stablesr_jax.errors import UserError, system_errno
+from stablesr_jax.interrupts import INTERRUPTED, stoppable
 
 Arguments = TypeVar("Arguments")
 
 # Exit codes.
 BUG = 1
 BAD_INPUT = 2  # anything that a person can mend
-INTERRUPTED = 130  # what shells use for Ctrl-C
 
 # What files, disks and networks can be like without anything being wrong with this program.
 _SURROUNDINGS = {
@@ -85,14 +85,16 @@ def _check_flags(argv: Sequence[str], prog: str) -> None:
 def run(prog: str, main: Callable[[], int], *, out_of_memory: str = "") -> int:
   """Calls `main` and returns its exit code; an error is told, and ends the program with `tell`'s exit code.
 
-  Where the reader of standard output has gone away, what was for it is dropped in silence, as `head` expects.
+  Ctrl-C is told in a line, and the next one ends the program at once. Where the reader of standard output has gone
+  away, what was for it is dropped in silence, as `head` expects.
   """
   if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
     sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have what it cannot show
   output = _Output(sys.stdout or io.StringIO())  # None, where the program was started without one
   with contextlib.redirect_stdout(output):
     try:
-      code = main()
+      with stoppable():
+        code = main()
     except KeyboardInterrupt:
       print(f"{prog}: stopped", file=sys.stderr)
       code = INTERRUPTED

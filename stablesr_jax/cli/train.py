@@ -72,13 +72,23 @@ def _main(argv: list[str], prog: str) -> int:
 
 
 def _take_config(argv: list[str]) -> tuple[pathlib.Path | None, list[str]]:
-  """The value of --config, if it is given, and the other arguments: it says what the others can be."""
-  for i, argument in enumerate(argv):
-    if argument == "--config" and i + 1 < len(argv):
-      return pathlib.Path(argv[i + 1]), argv[:i] + argv[i + 2 :]
-    if argument.startswith("--config="):
-      return pathlib.Path(argument.partition("=")[2]), argv[:i] + argv[i + 1 :]
-  return None, argv
+  """The value of --config, if it is given, and the other arguments: it says what the others can be.
+
+  Raises:
+    UserError: It is given twice, or is empty.
+  """
+  given, rest, arguments = [], [], iter(argv)
+  for argument in arguments:
+    flag, equals, value = argument.partition("=")
+    if flag == "--config":
+      given.append(value if equals else next(arguments, None))
+    else:
+      rest.append(argument)
+  if len(given) > 1:
+    raise UserError("--config: is given twice")
+  if "" in given:
+    raise UserError("--config: must not be empty")
+  return (pathlib.Path(given[0]) if given and given[0] is not None else None), rest
 
 
 def load_config(name: pathlib.Path) -> Any:

@@ -5,6 +5,9 @@ import dataclasses
 import itertools
 import json
 import logging
+import multiprocessing
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -161,6 +164,12 @@ class _Sampler:
   def __init__(self, sources: Sequence[Source], config: DataConfig):
     self._sources, self._config = sources, config
     self._known_bad: dict[tuple[int, int], str] = {}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    """In a worker process, which the main process ends: a terminal sends Ctrl-C to it as well."""
+    self.__dict__.update(state)
+    if multiprocessing.parent_process() is not None and threading.current_thread() is threading.main_thread():
+      signal.signal(signal.SIGINT, signal.SIG_IGN)
 
   def __call__(self, record: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
     k, index = record

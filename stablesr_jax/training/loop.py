@@ -20,7 +20,7 @@ from stablesr_jax.files import make_folder
 from stablesr_jax.models.parameters import Params, merge
 from stablesr_jax.parallel import batched, data_mesh, for_devices
 from stablesr_jax.training import state as states
-from stablesr_jax.training.checkpointing import Checkpoints, note_config, saved_steps
+from stablesr_jax.training.checkpointing import Checkpoints, note_config, only_run, saved_steps
 from stablesr_jax.training.config import (
   AutoencoderStage,
   CfwStage,
@@ -66,8 +66,10 @@ def train(config: TrainConfig, folder: pathlib.Path, *, export_only: bool = Fals
     Whether the run is complete: False if it was told to stop. It can be resumed.
 
   Raises:
-    UserError: Something in the config, the data or the starting model does not fit; one line that names it.
+    UserError: Something in the config, the data or the starting model does not fit, or another run is at work in the
+      folder; one line that names it.
     Diverged: The last steps changed nothing.
+    KeyboardInterrupt: Ctrl-C told it to stop; after the first step a checkpoint is saved before.
   """
   if export_only and not saved_steps(folder):
     raise UserError(f"{folder}: has no checkpoint to export")
@@ -79,6 +81,23 @@ def train(config: TrainConfig, folder: pathlib.Path, *, export_only: bool = Fals
   data = make_dataset(config.data, config.batch_size, **process)
   stage: TrainedStage = STAGES[type(config.stage)](config, mesh)
   make_folder(folder)
+  with only_run(folder), StopRequest() as stop:
+    complete = _train(config, folder, stage, mesh, data, stop, export_only=export_only)
+  if not complete:
+    stop.raise_interrupted()
+  return complete
+
+
+def _train(
+  config: TrainConfig,
+  folder: pathlib.Path,
+  stage: TrainedStage,
+  mesh: jax.sharding.Mesh,
+  data: Batches,
+  stop: StopRequest,
+  *,
+  export_only: bool,
+) -> bool:
   for change in note_config(folder, config):
     _say(f"changed: {change}")
   _say(describe(config, stage, mesh))
@@ -90,7 +109,7 @@ def train(config: TrainConfig, folder: pathlib.Path, *, export_only: bool = Fals
   shardings = states.shardings(config, abstract, mesh)
   abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
 
-  with Checkpoints(folder, config) as checkpoints, StopRequest() as stop:
+  with Checkpoints(folder, config) as checkpoints:
     if checkpoints.latest is not None:
       state = checkpoints.restore(abstract, data)
       _say(f"resumed from step {checkpoints.latest}")

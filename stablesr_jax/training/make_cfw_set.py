@@ -20,7 +20,7 @@ from stablesr_jax.files import make_folder
 from stablesr_jax.models.parameters import Params
 from stablesr_jax.parallel import batched, data_mesh, for_devices, replicated
 from stablesr_jax.pixels import enlarge, to_uint8
-from stablesr_jax.training.checkpointing import note_config
+from stablesr_jax.training.checkpointing import note_config, only_run
 from stablesr_jax.training.config import CfwDataStage, TrainConfig
 from stablesr_jax.training.randomness import keys_for, sample_keys
 from stablesr_jax.training.stages.restorer import RestorerTrainer
@@ -36,23 +36,36 @@ def make_cfw_set(config: TrainConfig, folder: pathlib.Path) -> bool:
     Whether the set is complete: False if it was told to stop.
 
   Raises:
-    UserError: something in the config, the data or the model does not fit; one line that names it.
+    UserError: something in the config, the data or the model does not fit, or another run is at work in the folder;
+      one line that names it.
+    KeyboardInterrupt: Ctrl-C told it to stop.
   """
-  assert isinstance(config.stage, CfwDataStage)
-  mesh, count, size = data_mesh(), config.stage.count, config.batch_size
+  mesh, size = data_mesh(), config.batch_size
   if size % mesh.size:
     raise UserError(f"batch-size {size}: must be a multiple of {mesh.size}, the number of devices")
   config = dataclasses.replace(config, compute=for_devices(config.compute, mesh))
-  process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
   stage = RestorerTrainer(config, mesh)
   make_folder(folder)
+  with only_run(folder), StopRequest() as stop:
+    complete = _make_missing(config, folder, stage, mesh, stop)
+  if not complete:
+    stop.raise_interrupted()
+  return complete
+
+
+def _make_missing(
+  config: TrainConfig, folder: pathlib.Path, stage: RestorerTrainer, mesh: jax.sharding.Mesh, stop: StopRequest
+) -> bool:
+  assert isinstance(config.stage, CfwDataStage)
+  count, size = config.stage.count, config.batch_size
+  process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
   for change in note_config(folder, config):
     print(f"changed: {change}; the samples that are there stay as they are", file=sys.stderr)
   params = stage.pretrained()
   make = _maker(stage, config, mesh)
   missing = _missing_batches(folder, count, size)
   rows = size // jax.process_count()  # of this process in a batch
-  with StopRequest() as stop, contextlib.closing(make_dataset(config.data, size, **process)) as data:
+  with contextlib.closing(make_dataset(config.data, size, **process)) as data:
     for number in tqdm(missing, unit="batch", disable=None if jax.process_index() == 0 else True):
       if data.get_state() != {"batches": number}:
         data.set_state({"batches": number})
