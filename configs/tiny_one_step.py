@@ -5,8 +5,8 @@
 
 Any machine: 2 CPU cores and 4 GB of memory. Not in the paper, whose restorer is trained on latents, takes 200 steps,
 and leads back to sharpened photographs; this one leads back to the photographs themselves. L1 alone: the perceptual
-loss (`--stage.perceptual-weight`, `--stage.lpips`) is for a run that goes on from this one's model: MODEL_CARD.md has the
-lines that made the embedded model.
+loss (`--stage.perceptual-weight`, `--stage.lpips`) is for a run that goes on from this one's model: MODEL_CARD.md has
+the lines that made the embedded model.
 
 Time and result: 2.3 crops of 128 a second. 761 steps of 4 of them: 0.46 dB above bicubic enlargement on eight held-out
 photographs. Never run to the end.
