@@ -172,12 +172,15 @@ def test_a_folder_has_one_run_at_a_time(tmp_path, monkeypatch):
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch):
+  asked = []
+
   def flock(*_):
+    asked.append(True)
     raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
   monkeypatch.setattr(fcntl, "flock", flock)
-  with only_run(tmp_path):
-    pass
+  with only_run(tmp_path), only_run(tmp_path):
+    assert len(asked) == 2
 
 
 def test_what_threads_log_is_dropped_after_the_run_too(tmp_path, caplog):

@@ -20,7 +20,6 @@ from stablesr_jax.checkpoints.store import (
   ModelWriter,
   load_params,
   read_manifest,
-  require_replaceable,
 )
 from stablesr_jax.cli import convert as command
 from stablesr_jax.errors import UserError
@@ -60,8 +59,10 @@ def test_a_model_alone_is_replaced(tmp_path):
 
 
 def test_a_model_of_another_version_is_replaced(tmp_path):
-  (tmp_path / "model.json").write_text(json.dumps({"name": "old", "format": 0, "architecture": {"gone": 1}}))
-  require_replaceable(tmp_path)
+  (tmp_path / "m").mkdir()
+  (tmp_path / "m" / "model.json").write_text(json.dumps({"name": "old", "format": 0, "architecture": {"gone": 1}}))
+  commit(write_prompt(tmp_path / "m", 2))
+  assert prompt(tmp_path / "m") == 2
 
 
 @pytest.mark.parametrize(

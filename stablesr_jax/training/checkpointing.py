@@ -107,7 +107,7 @@ class Checkpoints:
       how = f"{fixed} cannot change within a run ({different}); take it back, or choose another --workdir"
       return f"cannot be resumed from: {how}"
     found = reason(error)
-    return self._remedy(found if found.startswith("it is damaged") else "it is damaged")
+    return self._remedy(found if found.startswith("it is damaged") else f"it is damaged ({found[:120]})")
 
   def _remedy(self, wrong: str) -> str:
     if not wrong.startswith("it is damaged"):
