@@ -531,6 +531,21 @@ def test_neither_loss_reaches_the_others_parameters(judged):
   )
 
 
+def test_a_fixed_weight_takes_the_verdict_as_it_is(judged):
+  params, target, both = judged
+  image = target + 0.25
+  loss = ReconstructionLoss(dataclasses.replace(ADVERSARIAL, adversarial_scaling="fixed"), ComputeConfig(), data_mesh())
+  (of_discriminator, of_image), logged = jax.jit(
+    jax.grad(lambda params, image: loss(params, {}, image, target, jnp.int32(10)), argnums=(0, 1), has_aux=True)
+  )(params, image)
+  network = PatchDiscriminator(ADVERSARIAL.discriminator)
+  pull = jax.jit(jax.grad(lambda image: -jnp.mean(network.apply({"params": params["discriminator"]}, image))))(image)
+  np.testing.assert_allclose(of_image, 1 / image.size + 0.5 * pull, rtol=1e-3, atol=1e-6)
+  assert set(logged) == {"l1", "discriminator"}
+  adaptive = both(params, image, 10)[1][0]
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), of_discriminator, adaptive)
+
+
 def test_the_perceptual_distance_needs_weights():
   with pytest.raises(ValueError, match="stage.lpips: LPIPS needs weights: convert .* or train without"):
     ReconstructionLoss(AutoencoderStage(), ComputeConfig(), data_mesh())

@@ -10,6 +10,7 @@ from stablesr_jax.degradation.settings import DegradationSettings
 from stablesr_jax.settings import Count, Name, Natural, NotNegative, Positive, Seed, require, settings
 
 _Decay = Annotated[float, Field(gt=0, lt=1)]
+_Scaling = Literal["adaptive", "fixed"]
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -22,7 +23,10 @@ class AutoencoderStage:
       L1 loss is one over the image's. (Published: 1e-6 with sums in place of means, which is 2e-8 here.)
     perceptual_weight: The weight of LPIPS; above 0 needs `lpips`.
     lpips: The folder that `convert_weights.py` made from VGG16 and LPIPS's heads.
-    adversarial_weight: The weight of the discriminator's verdict, before the adaptive factor; 0 trains none.
+    adversarial_weight: The weight of the discriminator's verdict; 0 trains none.
+    adversarial_scaling: What that weight is of: "adaptive": of the weight that makes the verdict pull as hard at the
+      image as the other losses do (published); "fixed": of the verdict as it is. While a discriminator cannot tell
+      the images apart its pull is small and says nothing, and the adaptive weight makes it large.
     adversarial_start: The first step with it.
   """
 
@@ -30,6 +34,7 @@ class AutoencoderStage:
   perceptual_weight: NotNegative = 1.0
   lpips: Name | None = None
   adversarial_weight: NotNegative = 0.5
+  adversarial_scaling: _Scaling = "adaptive"
   adversarial_start: Natural = 50_000
   discriminator: DiscriminatorConfig = DiscriminatorConfig()
 
@@ -74,6 +79,7 @@ class CfwStage:
   perceptual_weight: NotNegative = 1.0
   lpips: Name | None = None
   adversarial_weight: NotNegative = 0.025
+  adversarial_scaling: _Scaling = "adaptive"
   adversarial_start: Natural = 501
   discriminator: DiscriminatorConfig = DiscriminatorConfig()
 
@@ -98,6 +104,7 @@ class OneStepStage:
   perceptual_weight: NotNegative = 1.0
   lpips: Name | None = None
   adversarial_weight: NotNegative = 0.025
+  adversarial_scaling: _Scaling = "adaptive"
   adversarial_start: Natural = 501
   discriminator: DiscriminatorConfig = DiscriminatorConfig()
   teacher_weight: NotNegative = 0.0

@@ -21,7 +21,7 @@ DISCRIMINATOR, LPIPS = "discriminator", "lpips"
 
 
 class ReconstructionLoss:
-  """L1 + perceptual_weight * LPIPS + adversarial_weight * adaptive weight * verdict.
+  """L1 + perceptual_weight * LPIPS + adversarial_weight * adaptive weight (or 1) * verdict.
 
   The discriminator learns in the same step, from the same images, by the same optimiser: its loss is added, and
   neither loss has a gradient in the other's parameters.
@@ -88,11 +88,13 @@ class ReconstructionLoss:
       fixed = jax.lax.stop_gradient(params[DISCRIMINATOR])
       verdict = lambda x: hinge_generator_loss(judge(fixed, x))
       constant = jax.lax.stop_gradient(image)
-      pull = jax.grad(lambda x: reconstruction(x)[0])(constant), jax.grad(verdict)(constant)
-      weight = adaptive_weight(*pull)
-      loss += started * s.adversarial_weight * weight * verdict(image)
+      weight = s.adversarial_weight
+      if s.adversarial_scaling == "adaptive":
+        scale = adaptive_weight(jax.grad(lambda x: reconstruction(x)[0])(constant), jax.grad(verdict)(constant))
+        log("adaptive_weight", scale)
+        weight *= scale
+      loss += started * weight * verdict(image)
       critic = hinge_discriminator_loss(judge(params[DISCRIMINATOR], target), judge(params[DISCRIMINATOR], constant))
       loss += started * critic
       log("discriminator", critic)
-      log("adaptive_weight", weight)
     return loss, logged
