@@ -1,6 +1,5 @@
 """Ctrl-C: the first one stops the program in good order, a second one at once."""
 
-import _thread
 import atexit
 import contextlib
 import gc
@@ -43,7 +42,8 @@ def interrupt(_: int, frame: FrameType | None) -> None:
   it waits until that is over.
   """
   if _is_dropped(frame):
-    threading.Timer(0.02, _thread.interrupt_main).start()
+    # A signal again, which ends a wait for the system, too.
+    threading.Timer(0.02, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
     return
   signal.signal(signal.SIGINT, end_now)
   raise KeyboardInterrupt

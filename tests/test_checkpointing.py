@@ -17,9 +17,10 @@ from stablesr_jax.config import ModelConfig
 from stablesr_jax.data import Batches, DataConfig, SourceConfig
 from stablesr_jax.errors import UserError
 from stablesr_jax.training import state as states
-from stablesr_jax.training.checkpointing import Checkpoints, _refusal, only_run, saved_steps
+from stablesr_jax.training.checkpointing import Checkpoints, _refusal, saved_steps
 from stablesr_jax.training.config import OptimizerConfig, PriorStage, TrainConfig
 from stablesr_jax.training.metric_writer import MetricWriter
+from stablesr_jax.training.run_folder import only_run
 
 DATA = DataConfig((SourceConfig("folder", ("x",)),))
 CONFIG = TrainConfig(PriorStage(), DATA, ModelConfig(), keep_last=1)

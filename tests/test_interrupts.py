@@ -33,6 +33,7 @@ def test_an_interrupt_in_the_garbage_collector_is_not_lost():
       gc.collect()
       gc.callbacks.remove(collecting)
       time.sleep(10)
+      pytest.fail("slept on")
   finally:
     if collecting in gc.callbacks:
       gc.callbacks.remove(collecting)

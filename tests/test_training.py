@@ -27,7 +27,6 @@ from stablesr_jax.models.parameters import is_modulation, merge, split
 from stablesr_jax.parallel import data_mesh
 from stablesr_jax.training import loop
 from stablesr_jax.training import state as states
-from stablesr_jax.training.checkpointing import note_config
 from stablesr_jax.training.config import (
   AutoencoderStage,
   CfwDataStage,
@@ -41,6 +40,7 @@ from stablesr_jax.training.config import (
 from stablesr_jax.training.logged import loss_by_band
 from stablesr_jax.training.metric_writer import MetricWriter, means
 from stablesr_jax.training.model_export import export
+from stablesr_jax.training.run_folder import note_config
 from stablesr_jax.training.stage import Export
 from stablesr_jax.training.stages.autoencoder import AutoencoderTrainer
 from stablesr_jax.training.stages.reconstruction import ReconstructionLoss

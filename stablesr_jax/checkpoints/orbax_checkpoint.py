@@ -1,10 +1,15 @@
 """What is wrong with an Orbax checkpoint, in few words: Orbax's own errors are many, long, and often of the effect."""
 
+import contextlib
+import inspect
 import json
 import logging
 import os
 import pathlib
 import re
+import sys
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,6 +20,7 @@ from stablesr_jax.errors import first_line, system_errno
 
 # Files that Orbax writes: of the checkpoint, and in the folder of each tree of arrays.
 _ABOUT, _TREE, _INDEX = "_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt"
+_TEXTS = ("*/array_metadatas/*", "*/*.json")
 
 
 def quiet_orbax() -> None:
@@ -27,6 +33,36 @@ def quiet_orbax() -> None:
 
 def _is_news(record: logging.LogRecord) -> bool:
   return not (record.exc_info and "orbax" in pathlib.Path(record.pathname).parts)
+
+
+@contextlib.contextmanager
+def quiet_reading() -> Iterator[None]:
+  """Keeps off standard error what others say of a checkpoint that cannot be read: the caller gets the error.
+
+  Orbax and TensorStore read all arrays at once, and after an error leave the others to themselves. Their complaints
+  come from threads, and when objects are finalised: after an error they are dropped from then on.
+  """
+  logging.getLogger("asyncio").addFilter(_is_retrieved)  # once: it is the same function each time
+  warnings.filterwarnings("ignore", "coroutine '.*_background_load' was never awaited", RuntimeWarning)
+  tell = sys.unraisablehook
+
+  def tell_others(dropped: "sys.UnraisableHookArgs") -> None:
+    closed = dropped.exc_type is RuntimeError and str(dropped.exc_value) == "Event loop is closed"
+    if not closed and not inspect.iscoroutine(dropped.object):
+      tell(dropped)
+
+  sys.unraisablehook = tell_others
+  disabled = logging.root.manager.disable
+  logging.disable(logging.ERROR)
+  try:
+    yield
+  finally:
+    logging.disable(disabled)
+  sys.unraisablehook = tell
+
+
+def _is_retrieved(record: logging.LogRecord) -> bool:
+  return not record.getMessage().startswith("Task exception was never retrieved")
 
 
 def damage(path: pathlib.Path) -> str | None:
@@ -43,7 +79,8 @@ def damage(path: pathlib.Path) -> str | None:
   trees = sorted({file.parent for name in (_TREE, _INDEX) for file in path.glob(f"*/{name}")})
   if not trees:
     return "it is damaged (its arrays are missing)"
-  for file in (path / _ABOUT, *(tree / name for tree in trees for name in (_TREE, _INDEX))):
+  texts = sorted(file for pattern in _TEXTS for file in path.glob(pattern))  # each process has its own
+  for file in (path / _ABOUT, *(tree / name for tree in trees for name in (_TREE, _INDEX)), *texts):
     name = file.relative_to(path)
     if not file.is_file():
       return f"it is damaged ({name} is missing)"

@@ -1,35 +1,21 @@
-"""What is kept in a run's folder: Orbax checkpoints of the state with the place in the data, its config, its lock."""
+"""A run's Orbax checkpoints: the state, with the place in the data."""
 
 import contextlib
 import errno
-import fcntl
-import inspect
-import json
-import logging
 import os
 import pathlib
-import sys
-import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from stablesr_jax.checkpoints.orbax_checkpoint import damage, misfit, quiet_orbax, reason
+from stablesr_jax.checkpoints.orbax_checkpoint import damage, misfit, quiet_orbax, quiet_reading, reason
 from stablesr_jax.errors import UserError, system_errno
-from stablesr_jax.files import atomic_write
-from stablesr_jax.settings import read_json, to_json
 from stablesr_jax.training.config import TrainConfig
 
 if TYPE_CHECKING:
   from stablesr_jax.data import Batches
   from stablesr_jax.training.state import TrainState
-
-CONFIG = "config.json"
-LOCK = ".lock"
 
 
 class Checkpoints:
@@ -87,27 +73,28 @@ class Checkpoints:
     if wrong := damage(path):
       raise UserError(f"{path}: {self._remedy(wrong)}")
     try:
-      with _reading():
+      with quiet_reading():
         return self._checkpointer.load_checkpointables(self._checkpointer.latest, items)["state"]
     except Exception as error:  # Orbax's errors are many and long, and name what it tried, not what is wrong.
       if "RESOURCE_EXHAUSTED" in str(error):
         raise MemoryError from error
-      raise UserError(f"{path}: {self._unreadable(error, abstract)}") from error
+      if (wrong := self._unreadable(error, abstract)) is None:
+        raise
+      raise UserError(f"{path}: {wrong}") from error
 
-  def _unreadable(self, error: Exception, abstract: "TrainState") -> str:
-    """Why the last checkpoint could not be restored, and what helps."""
+  def _unreadable(self, error: Exception, abstract: "TrainState") -> str | None:
+    """Why the last checkpoint could not be restored, and what helps; None if it is not the checkpoint's fault."""
     refused = _refusal(error)
     if refused is not None and refused != os.strerror(errno.ENOENT):  # a file that is missing is damage
       return f"cannot be read ({refused})"
     assert self.latest is not None
-    with _reading():
+    with quiet_reading():
       different = misfit(self.path(self.latest), abstract)
     if different and not different.startswith("step "):  # every state has that: what lacks it was not read at all
       fixed = "optimizer.ema-decay" if different.startswith("ema/") else "what shapes the trained parameters"
       how = f"{fixed} cannot change within a run ({different}); take it back, or choose another --workdir"
       return f"cannot be resumed from: {how}"
-    found = reason(error)
-    return self._remedy(found if found.startswith("it is damaged") else f"it is damaged ({found[:120]})")
+    return self._remedy(found) if (found := reason(error)).startswith("it is damaged") else None
 
   def _remedy(self, wrong: str) -> str:
     if not wrong.startswith("it is damaged"):
@@ -156,90 +143,3 @@ def _refusal(error: BaseException | None) -> str | None:
       return os.strerror(number)
     error = error.__cause__ or error.__context__
   return None
-
-
-@contextlib.contextmanager
-def _reading() -> Iterator[None]:
-  """Keeps off standard error what others say of a checkpoint that cannot be read: the caller gets the error.
-
-  Orbax and TensorStore read all arrays at once, and after an error leave the others to themselves. Their complaints
-  come from threads, and when objects are finalised: after an error they are dropped from then on.
-  """
-  logging.getLogger("asyncio").addFilter(_is_retrieved)  # once: it is the same function each time
-  warnings.filterwarnings("ignore", "coroutine '.*_background_load' was never awaited", RuntimeWarning)
-  tell = sys.unraisablehook
-
-  def tell_others(dropped: "sys.UnraisableHookArgs") -> None:
-    closed = dropped.exc_type is RuntimeError and str(dropped.exc_value) == "Event loop is closed"
-    if not closed and not inspect.iscoroutine(dropped.object):
-      tell(dropped)
-
-  sys.unraisablehook = tell_others
-  disabled = logging.root.manager.disable
-  logging.disable(logging.ERROR)
-  try:
-    yield
-  finally:
-    logging.disable(disabled)
-  sys.unraisablehook = tell
-
-
-def _is_retrieved(record: logging.LogRecord) -> bool:
-  return not record.getMessage().startswith("Task exception was never retrieved")
-
-
-@contextlib.contextmanager
-def only_run(folder: pathlib.Path) -> Iterator[None]:
-  """Keeps other runs out of the folder until the block ends, or the process, however it does. All of a run's processes
-  enter it together; the first one holds the lock.
-
-  Raises:
-    UserError: another run is at work there.
-  """
-  with contextlib.ExitStack() as stack:
-    taken = jax.process_index() == 0 and not _lock(stack.enter_context((folder / LOCK).open("a")))
-    if jax.process_count() > 1:
-      taken = bool(multihost_utils.broadcast_one_to_all(np.array(taken)))
-    if taken:
-      raise UserError(f"{folder}: another run is at work there; wait for its end, or choose another --workdir")
-    yield
-
-
-def _lock(file: TextIO) -> bool:
-  """Locks the file until it is closed; False if another process has done so."""
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    return False
-  except OSError:  # Not all file systems have locks.
-    pass
-  return True
-
-
-def note_config(folder: pathlib.Path, config: TrainConfig) -> list[str]:
-  """Writes `config.json`, and says what changed since the folder's last run.
-
-  Raises:
-    UserError: the folder has a run of another stage or architecture, or its `config.json` is damaged.
-  """
-  path = folder / CONFIG
-  now = {"kind": type(config.stage).__name__, **to_json(config)}
-  now = json.loads(json.dumps(now))  # tuples as lists, as they are read
-  changes = []
-  if path.exists():
-    changes = list(_changes(read_json(path), now))
-    for change in changes:
-      if change.startswith(("kind:", "model.")):
-        raise UserError(f"{folder}: has another run: {change} (choose another --workdir)")
-  if jax.process_index() == 0:
-    with atomic_write(path) as temporary:
-      temporary.write_text(json.dumps(now, indent=2) + "\n")
-  return changes
-
-
-def _changes(before: object, now: object, where: str = "") -> Iterator[str]:
-  if isinstance(before, dict) and isinstance(now, dict):
-    for name in {**before, **now}:
-      yield from _changes(before.get(name), now.get(name), f"{where}.{name}" if where else name)
-  elif before != now:
-    yield f"{where}: {before} before, {now} now"

@@ -20,7 +20,7 @@ from stablesr_jax.files import make_folder
 from stablesr_jax.models.parameters import Params, merge
 from stablesr_jax.parallel import batched, data_mesh, for_devices
 from stablesr_jax.training import state as states
-from stablesr_jax.training.checkpointing import Checkpoints, note_config, only_run, saved_steps
+from stablesr_jax.training.checkpointing import Checkpoints, saved_steps
 from stablesr_jax.training.config import (
   AutoencoderStage,
   CfwStage,
@@ -33,6 +33,7 @@ from stablesr_jax.training.logged import Means
 from stablesr_jax.training.metric_writer import MetricWriter, means
 from stablesr_jax.training.model_export import export
 from stablesr_jax.training.randomness import sample_keys
+from stablesr_jax.training.run_folder import note_config, only_run
 from stablesr_jax.training.stage import Batch, TrainedStage
 from stablesr_jax.training.stages.autoencoder import AutoencoderTrainer
 from stablesr_jax.training.stages.cfw import CfwTrainer

@@ -20,9 +20,9 @@ from stablesr_jax.files import make_folder
 from stablesr_jax.models.parameters import Params
 from stablesr_jax.parallel import batched, data_mesh, for_devices, replicated
 from stablesr_jax.pixels import enlarge, to_uint8
-from stablesr_jax.training.checkpointing import note_config, only_run
 from stablesr_jax.training.config import CfwDataStage, TrainConfig
 from stablesr_jax.training.randomness import keys_for, sample_keys
+from stablesr_jax.training.run_folder import note_config, only_run
 from stablesr_jax.training.stages.restorer import RestorerTrainer
 from stablesr_jax.training.stopping import StopRequest
 

@@ -91,9 +91,8 @@ def test_ddim(denoiser, name):
   assert relative_error(result, nhwc(data["result"])) <= 1e-3
 
 
-@pytest.mark.parametrize("batch", [1, 4])
-def test_aggregation_sampling(denoiser, batch):
-  data = load("small_canvas_ddpm")
+def test_aggregation_sampling(denoiser):
+  data, batch = load("small_canvas_ddpm"), 4  # that results do not depend on it, test_restorer.py says
   steps = samplers.ddpm(DiffusionConfig(), schedule.respaced_timesteps(int(data["steps"])))
   [result] = denoiser(batch).sample(
     [nhwc(data["x_T"])[0]],
