@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
 from stablesr_jax.config import DiffusionConfig, Prediction, SamplingConfig
 from stablesr_jax.diffusion.schedule import add_noise, alphas_cumprod, respace, respaced_timesteps
 
 Latent = Float[Array, "*b h w c"]
-AnyLatents = PyTree[Float[Array | np.ndarray, "*_ _ _ c"]]  # of pictures of different sizes
 Table = Any  # NumPy's array or JAX's
 
 
@@ -65,11 +64,11 @@ def plan(diffusion: DiffusionConfig, sampling: SamplingConfig) -> Steps:
 
 
 def start(
-  diffusion: DiffusionConfig, sampling: SamplingConfig, lr_latents: AnyLatents, noise: AnyLatents
-) -> tuple[AnyLatents, Steps]:
-  """Where sampling starts, the noised latents of LR images (any tree of arrays), and the steps from there."""
-  at_start = lambda x0, noise: add_noise(diffusion, x0, sampling.start_noise * noise, sampling.start_step)
-  return jax.tree.map(at_start, lr_latents, noise), plan(diffusion, sampling)
+  diffusion: DiffusionConfig, sampling: SamplingConfig, lr_latents: Latent, noise: Latent
+) -> tuple[Latent, Steps]:
+  """Where sampling starts, the noised latents of LR images, and the steps from there."""
+  noised = add_noise(diffusion, lr_latents, sampling.start_noise * noise, sampling.start_step)
+  return noised, plan(diffusion, sampling)
 
 
 def step(x: Latent, prediction: Latent, noise: Latent, coefficients: Steps) -> Latent:

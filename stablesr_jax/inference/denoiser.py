@@ -148,16 +148,13 @@ class Denoiser:
     weights = place(tiling.gaussian_weights(tile))
     batch = self._choose_tile_batch(sum(map(len, grids)))
     canvases = [place(x) for x in latents]
-    split = lambda images: _chunks([tiling.split(x, grid, tile) for x, grid in zip(images, grids, strict=True)], batch)
+    split = functools.partial(_split, grids=grids, tile=tile, batch=batch)
     lr_tiles = split([place(lr) for lr in lr_latents])
     for i in range(len(steps.timesteps)):
-      chunks = [self.predict(x, lr, i, conditions) for x, lr in zip(split(canvases), lr_tiles, strict=True)]
-      predictions = _unchunk(chunks, [len(grid) for grid in grids])
+      predictions = [self.predict(x, lr, i, conditions) for x, lr in zip(split(canvases), lr_tiles, strict=True)]
+      noises = [place(noise(k, i)) for k in range(len(canvases))]
       coefficients = Steps(*(column[i] for column in steps))
-      canvases = [
-        _advance(x, place(prediction), grid, weights, place(noise(k, i)), coefficients)
-        for k, (x, prediction, grid) in enumerate(zip(canvases, predictions, grids, strict=True))
-      ]
+      canvases = _advance(canvases, place(predictions), grids, weights, noises, coefficients)
       if progress is not None:
         jax.block_until_ready(canvases)
         progress(i + 1, len(steps.timesteps))
@@ -171,22 +168,29 @@ class Denoiser:
     return self.tile_batch
 
 
+@functools.partial(jax.jit, static_argnames=("tile", "batch"))
+def _split(canvases: Sequence[jax.Array], *, grids: Sequence[jax.Array], tile: int, batch: int) -> list[jax.Array]:
+  """The tiles of all canvases in batches of one size; the last one is filled up with copies of its last tile."""
+  tiles = jnp.concatenate([tiling.split(x, grid, tile) for x, grid in zip(canvases, grids, strict=True)])
+  count = -(-len(tiles) // batch)
+  filled = jnp.concatenate([tiles, jnp.repeat(tiles[-1:], count * batch - len(tiles), axis=0)])
+  return list(filled.reshape(count, batch, *tiles.shape[1:]))
+
+
 @jax.jit
-def _advance(x, tiles, grid, weights, noise, coefficients: Steps) -> jax.Array:
-  prediction = tiling.aggregate(tiles, grid, weights, height=x.shape[0], width=x.shape[1])
-  return step(x, prediction, noise, coefficients)
-
-
-def _chunks(tiles: list[jax.Array], batch: int) -> list[jax.Array]:
-  """All tiles in batches of one size; the last one is filled up with copies of its last tile."""
-  joined = jnp.concatenate(tiles) if len(tiles) > 1 else tiles[0]
-  count = -(-len(joined) // batch)
-  if pad := count * batch - len(joined):
-    joined = jnp.concatenate([joined, jnp.repeat(joined[-1:], pad, axis=0)])
-  return list(joined.reshape(count, batch, *joined.shape[1:]))
-
-
-def _unchunk(chunks: list[jax.Array], counts: list[int]) -> list[jax.Array]:
-  """The inverse of `_chunks`: each canvas's own tiles."""
-  joined = jnp.concatenate(chunks) if len(chunks) > 1 else chunks[0]
-  return [joined[end - count : end] for count, end in zip(counts, np.cumsum(counts), strict=True)]
+def _advance(
+  canvases: Sequence[jax.Array],
+  predictions: Sequence[jax.Array],
+  grids: Sequence[jax.Array],
+  weights: jax.Array,
+  noises: Sequence[jax.Array],
+  coefficients: Steps,
+) -> list[jax.Array]:
+  """All canvases one step further, by the predictions for batches of tiles as `_split` made them."""
+  tiles, first, results = jnp.concatenate(predictions), 0, []
+  for x, grid, noise in zip(canvases, grids, noises, strict=True):
+    own = tiles[first : first + len(grid)]
+    prediction = tiling.aggregate(own, grid, weights, height=x.shape[0], width=x.shape[1])
+    results.append(step(x, prediction, noise, coefficients))
+    first += len(grid)
+  return results

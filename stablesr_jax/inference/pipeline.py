@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from stablesr_jax.checkpoints.store import EMBEDDED, NULL_PROMPT, Manifest, load_params, read_manifest
-from stablesr_jax.config import ComputeConfig, SamplingConfig
+from stablesr_jax.config import ComputeConfig, ModelConfig, SamplingConfig
 from stablesr_jax.diffusion import samplers
+from stablesr_jax.diffusion.schedule import add_noise
 from stablesr_jax.errors import UserError
 from stablesr_jax.inference import color
 from stablesr_jax.inference.denoiser import Denoiser
@@ -172,18 +173,16 @@ class StableSR:
     self.check(sampling)
     if not (scale > 0 and math.isfinite(scale)):
       raise UserError(f"scale {scale}: must be a positive number")
-    resized = [self._resize(image, scale, sampling.tile_size) for image in images]
-    padded = [pad_to_multiple(image * 2 - 1, SIDE_MULTIPLE) for image in resized]
+    sizes = [self._working_size(image, scale, sampling.tile_size) for image in images]
+    resized, padded = zip(*(_resize(image, size) for image, size in zip(images, sizes, strict=True)), strict=True)
     encoded = [self.autoencoder.encode(image) for image in padded]
-
-    key = lambda k, purpose: jax.random.fold_in(keys[k], purpose)
-    latents = [self._sample_latent(moments, key(k, _POSTERIOR), sampling) for k, (moments, _) in enumerate(encoded)]
-    noise = [jax.random.normal(key(k, _START), latent.shape) for k, latent in enumerate(latents)]
-    start, steps = samplers.start(self.config.diffusion, sampling, latents, noise)
+    start = functools.partial(_start, self.config, sampling.start_step, sampling.start_noise)
+    latents, noised = zip(*(start(moments, key) for (moments, _), key in zip(encoded, keys, strict=True)), strict=True)
+    steps = samplers.plan(self.config.diffusion, sampling)
     sampled = self.denoiser.sample(
-      start,
+      noised,
       latents,
-      lambda k, i: _step_noise(key(k, _STEPS), i, latents[k].shape),
+      lambda k, i: _step_noise(keys[k], i, latents[k].shape),
       steps,
       self.denoiser.condition(steps, self._embed(self._prompts_of(sampling)), sampling.guidance_scale),
       tile=sampling.tile_size,
@@ -194,11 +193,7 @@ class StableSR:
     results = []
     for original, lr, image, (_, features), latent in zip(images, resized, padded, encoded, sampled, strict=True):
       decoded = self.autoencoder.decode(latent, image, features, sampling.fidelity_weight)
-      restored = color.fix((decoded[: lr.shape[0], : lr.shape[1]] + 1) / 2, lr, sampling.color_fix)
-      size = scaled_size(original, scale)
-      if restored.shape[:2] != size:
-        restored = shrink(restored, size)
-      result = np.asarray(jnp.clip(restored, 0, 1))
+      result = np.asarray(_finish(decoded, lr, size=scaled_size(original, scale), color_fix=sampling.color_fix))
       if not np.isfinite(result).all():
         advice = "" if self._compute.dtype == "float32" else "; try float32 precision"
         raise UserError(f"the result has values that are not finite{advice}")
@@ -214,8 +209,8 @@ class StableSR:
       if prompt not in self._prompts and (self.config.text_encoder is None or self._path is None):
         raise UserError(f"{name} {prompt!r}: this model has no text encoder; only the null prompt is possible")
 
-  def _resize(self, image: np.ndarray, scale: float, tile: int) -> jax.Array:
-    """Bicubic resizing by `scale`, and further where the shorter side would be less than a tile."""
+  def _working_size(self, image: np.ndarray, scale: float, tile: int) -> tuple[int, int]:
+    """The sides times `scale`, and more where the shorter one would be less than a tile."""
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
       raise UserError(f"image of shape {image.shape}: expected (height, width, 3)")
     size = scaled_size(image, scale)
@@ -225,12 +220,7 @@ class StableSR:
       if size[0] * size[1] > _MOST_PIXELS:
         height, width = image.shape[:2]
         raise UserError(f"image of {width}x{height} pixels: too long for tiles of {tile} latent pixels")
-    return fit(jnp.asarray(image, jnp.float32), size)
-
-  def _sample_latent(self, moments: jax.Array, key: jax.Array, sampling: SamplingConfig) -> jax.Array:
-    config = self.autoencoder.config
-    noise = jax.random.normal(key, (*moments.shape[:2], config.latent_channels))
-    return config.scale_factor * sample_posterior(moments, sampling.start_noise * noise)
+    return size
 
   def _prompts_of(self, sampling: SamplingConfig) -> list[str]:
     """The prompt, and behind it the negative prompt where guidance needs it."""
@@ -261,6 +251,43 @@ def scaled_size(image: np.ndarray, scale: float) -> tuple[int, int]:
   return max(1, round(height * scale)), max(1, round(width * scale))
 
 
+# What is small is compiled in few programs: each costs a start of the process some 20 ms, whatever it does.
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _resize(image: Float[Array, "h w 3"], size: tuple[int, int]) -> tuple[Float[Array, "H W 3"], Float[Array, "P Q 3"]]:
+  """The picture brought to `size`, bicubic; and this in [-1, 1], padded for the networks."""
+  resized = fit(image, size)
+  return resized, pad_to_multiple(resized * 2 - 1, SIDE_MULTIPLE)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _start(
+  config: ModelConfig,
+  start_step: int,
+  start_noise: float | Float[Array, ""],
+  moments: Float[Array, "h w m"],
+  key: Key[Array, ""],
+) -> tuple[Float[Array, "h w c"], Float[Array, "h w c"]]:
+  """The LR picture's latent, and where sampling starts: this, noised."""
+  assert config.autoencoder is not None
+  shape = (*moments.shape[:2], config.autoencoder.latent_channels)
+  noise = lambda purpose: start_noise * jax.random.normal(jax.random.fold_in(key, purpose), shape)
+  latent = config.autoencoder.scale_factor * sample_posterior(moments, noise(_POSTERIOR))
+  return latent, add_noise(config.diffusion, latent, noise(_START), start_step)
+
+
 @functools.partial(jax.jit, static_argnums=2)
-def _step_noise(key: jax.Array, i: int | jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  return jax.random.normal(jax.random.fold_in(key, i), shape)
+def _step_noise(key: Key[Array, ""], i: int | jax.Array, shape: tuple[int, ...]) -> Float[Array, "h w c"]:
+  return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, _STEPS), i), shape)
+
+
+@functools.partial(jax.jit, static_argnames=("size", "color_fix"))
+def _finish(
+  decoded: Float[Array, "P Q 3"], lr: Float[Array, "H W 3"], *, size: tuple[int, int], color_fix: str
+) -> Float[Array, "{size[0]} {size[1]} 3"]:
+  """The decoder's picture without its padding, in [0, 1], in the colours of `lr`, at its final size."""
+  restored = color.fix((decoded[: lr.shape[0], : lr.shape[1]] + 1) / 2, lr, color_fix)
+  if restored.shape[:2] != size:
+    restored = shrink(restored, size)
+  return jnp.clip(restored, 0, 1)

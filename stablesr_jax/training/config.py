@@ -103,9 +103,9 @@ class OneStepStage:
   trained: Literal["steering", "all"] = "steering"
   perceptual_weight: NotNegative = 1.0
   lpips: Name | None = None
-  adversarial_weight: NotNegative = 0.025
-  adversarial_scaling: _Scaling = "adaptive"
-  adversarial_start: Natural = 501
+  adversarial_weight: NotNegative = 0.1
+  adversarial_scaling: _Scaling = "fixed"
+  adversarial_start: Natural = 301
   discriminator: DiscriminatorConfig = DiscriminatorConfig()
   teacher_weight: NotNegative = 0.0
   teacher: SamplingConfig = SamplingConfig(sampler="ddim", steps=20)
