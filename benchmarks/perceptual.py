@@ -106,17 +106,22 @@ def main() -> None:
   distances = {"EfficientNet": efficientnet()} | ({"VGG16": vgg16(args.vgg)} if args.vgg else {})
   read = lambda path: middle(np.asarray(Image.open(path).convert("RGB")), args.side)
   names = [path.name.removesuffix("_0_original.png") for path in sorted(args.pictures.glob("*_0_original.png"))]
-  rows = collections.defaultdict(list)
+  rows: dict[str, dict[str, list]] = collections.defaultdict(lambda: collections.defaultdict(list))
   for name in names:
     original = read(args.pictures / f"{name}_0_original.png")
     for path in sorted(args.pictures.glob(f"{name}_[0-9]*_*.png")):
       method = path.stem.removeprefix(f"{name}_").partition("_")[2]
       if method != "original":
         picture = read(path)
-        rows[method].append([distance(picture, original) for distance in distances.values()])
-  print(f"| | {' | '.join(distances)} |\n|---|{'---:|' * len(distances)}")
-  for method, values in rows.items():
-    print(f"| {method} | {' | '.join(f'{value:.3f}' for value in np.mean(values, axis=0))} |")
+        rows[method][name].append([distance(picture, original) for distance in distances.values()])
+  # Of each method (photograph, distance), the mean of the draws.
+  tables = {method: np.array([np.mean(rows[method][name], axis=0) for name in names]) for method in rows}
+  titles = [f"{name} | nearer than bicubic" for name in distances]
+  print(f"| | {' | '.join(titles)} |\n|---|{'---:|---:|' * len(distances)}")
+  for method, table in tables.items():
+    nearer = (table < tables["bicubic"]).sum(axis=0)
+    cells = (f"{mean:.3f} | {count} of {len(names)}" for mean, count in zip(table.mean(axis=0), nearer, strict=True))
+    print(f"| {method} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
