@@ -1,8 +1,18 @@
-"""One picture's tiles over eight devices."""
+"""One picture's tiles over eight devices, and what other devices than a CPU compute."""
 
+import dataclasses
 import os
 import subprocess
 import sys
+
+import jax
+import jax.numpy as jnp
+
+from stablesr_jax.config import ComputeConfig
+from stablesr_jax.inference.denoiser import Denoiser
+from stablesr_jax.models.components import abstract_params
+from stablesr_jax.parallel import data_mesh
+from tests.micro import MODEL
 
 PROGRAM = """
 import jax, numpy as np
@@ -32,3 +42,28 @@ def test_tiles_are_spread_over_devices_and_the_result_is_the_same():
   environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
   done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
   assert done.stdout.strip() == "same", done.stderr[-2000:]
+
+
+def test_guidance_is_a_batch_twice_as_large(monkeypatch):
+  """Traced as for a GPU, whose kernels of attention cannot be mapped over an axis of prompts."""
+  batches = []
+
+  def attend(q, k, v, *, implementation, **_):
+    assert implementation != "cudnn" or len(k) == len(q)
+    batches.append((implementation, len(q)))
+    return q
+
+  monkeypatch.setattr(jax.nn, "dot_product_attention", attend)
+  config = dataclasses.replace(MODEL, unet=dataclasses.replace(MODEL.unet, head_channels=8))
+  params = {part: abstract_params(config, part) for part in ("unet", "time_aware_encoder")}
+  compute = ComputeConfig(dtype="bfloat16", platform="gpu")
+  denoiser = Denoiser(config, params, compute, data_mesh(jax.devices()[:1]))
+  tiles = jax.ShapeDtypeStruct((3, 16, 16, config.unet.latent_channels), jnp.float32)
+  for prompts in (1, 2):
+    embeddings = jax.ShapeDtypeStruct((prompts, 77, config.unet.context_dim), jnp.bfloat16)
+    steps = jax.ShapeDtypeStruct((4,), jnp.int32)
+    conditions = jax.eval_shape(denoiser._condition_impl, params, steps, embeddings, jnp.float32(2))
+    batches.clear()
+    prediction = jax.eval_shape(denoiser._predict_impl, params, tiles, tiles, jnp.int32(0), conditions)
+    assert prediction.shape == tiles.shape
+    assert {size for implementation, size in batches if implementation == "cudnn"} == {3 * prompts}

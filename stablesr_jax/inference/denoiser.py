@@ -23,12 +23,13 @@ _TILES_PER_DEVICE, _TILES_PER_CPU = 8, 1
 
 
 class Conditions(NamedTuple):
-  """What is computed once for a whole run. The prompts' leading axis is (prompt,) or (prompt, negative prompt).
+  """What is computed once for a whole run, for a prompt, or a prompt and a negative one.
 
   Attributes:
     unet_times: The UNet's embedding of every step's timestep.
     encoder_times: The time-aware encoder's; None if it is not time-aware.
-    prompts: The keys and values of each UNet block, (1 or 2, 1, N, heads, channels); None where it has no attention.
+    prompts: The prompts' keys and values for each UNet block, (1 or 2, N, heads, channels); None where it has no
+      attention.
     guidance_scale: The s of eq. 8; used if there is a negative prompt.
   """
 
@@ -94,7 +95,7 @@ class Denoiser:
     return Conditions(
       apply(self._unet, params["unet"], timesteps, method="embed_time"),
       apply(self._encoder, params["time_aware_encoder"], timesteps, method="embed_time"),
-      jax.vmap(lambda prompt: apply(self._unet, params["unet"], prompt[None], method="project_context"))(prompts),
+      apply(self._unet, params["unet"], prompts, method="project_context"),
       guidance_scale,
     )
 
@@ -103,13 +104,17 @@ class Denoiser:
     row = lambda table: jax.lax.dynamic_slice_in_dim(table, i, 1)
     time = None if conditions.encoder_times is None else row(conditions.encoder_times)
     structure = apply(self._encoder, params["time_aware_encoder"], lr, time, method="encode")
-    denoise = lambda prompt: apply(
-      self._unet, params["unet"], x, row(conditions.unet_times), prompt, structure, method="denoise"
+    denoise = lambda x, prompts, structure: apply(
+      self._unet, params["unet"], x, row(conditions.unet_times), prompts, structure, method="denoise"
     )
-    if jax.tree.leaves(conditions.prompts)[0].shape[0] == 1:
-      return denoise(jax.tree.map(lambda a: a[0], conditions.prompts))
-    prediction, negative = jax.vmap(denoise)(conditions.prompts)
-    return classifier_free_guidance(prediction, negative, conditions.guidance_scale)
+    if len(jax.tree.leaves(conditions.prompts)[0]) == 1:
+      return denoise(x, conditions.prompts, structure)
+    # Every tile is in the batch twice, once for each prompt: kernels of attention know no axis before the batch's. Side
+    # by side, so that a device keeps the tiles that it has.
+    twice = lambda tree: jax.tree.map(lambda a: jnp.repeat(a, 2, axis=0), tree)
+    alternating = jax.tree.map(lambda a: jnp.tile(a, (len(x), 1, 1, 1)), conditions.prompts)
+    predictions = denoise(twice(x), alternating, twice(structure)).reshape(len(x), 2, *x.shape[1:])
+    return classifier_free_guidance(predictions[:, 0], predictions[:, 1], conditions.guidance_scale)
 
   def sample(
     self,
