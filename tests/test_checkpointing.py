@@ -143,6 +143,7 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path, capfd, caplog, file, kept, t
   [
     (PermissionError(errno.EACCES, "Permission denied"), UserError, "/1: cannot be read .Permission denied.$"),
     (ValueError("RESOURCE_EXHAUSTED: Out of memory"), MemoryError, None),
+    (ZeroDivisionError("a bug"), KeyError, "a bug"),  # as it came: a traceback
   ],
 )
 def test_what_is_not_damaged_is_not_to_be_removed(tmp_path, monkeypatch, error, kind, message):

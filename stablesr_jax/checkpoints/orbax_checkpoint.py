@@ -20,6 +20,7 @@ from stablesr_jax.errors import first_line, system_errno
 
 # Files that Orbax writes: of the checkpoint, and in the folder of each tree of arrays.
 _ABOUT, _TREE, _INDEX = "_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt"
+# JSON that each process of the run wrote: of its arrays, and the state of what is no array.
 _TEXTS = ("*/array_metadatas/*", "*/*.json")
 
 
@@ -79,7 +80,7 @@ def damage(path: pathlib.Path) -> str | None:
   trees = sorted({file.parent for name in (_TREE, _INDEX) for file in path.glob(f"*/{name}")})
   if not trees:
     return "it is damaged (its arrays are missing)"
-  texts = sorted(file for pattern in _TEXTS for file in path.glob(pattern))  # each process has its own
+  texts = sorted(file for pattern in _TEXTS for file in path.glob(pattern))
   for file in (path / _ABOUT, *(tree / name for tree in trees for name in (_TREE, _INDEX)), *texts):
     name = file.relative_to(path)
     if not file.is_file():
