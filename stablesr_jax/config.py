@@ -13,7 +13,7 @@ from stablesr_jax.settings import Count, Fraction, Natural, require, settings
 
 Conditioning = Literal["sft", "add", "none"]
 Prediction = Literal["eps", "v"]
-AttentionImplementation = Literal["auto", "cudnn", "xla", "chunked"]
+AttentionImplementation = Literal["auto", "chunked", "xla"]
 Platform = Literal["cpu", "gpu", "tpu"]
 
 # Far beyond any network: what is absurd is told before a machine tries it.
@@ -49,18 +49,21 @@ class ComputeConfig:
   Attributes:
     dtype: The dtype of activations and matrix products, "float32" or "bfloat16". Norms, softmax and the sampler stay
       float32.
-    attention: The implementation of attention: "cudnn" (flash attention on GPU), "xla" (scores in memory), "chunked"
-      (scores of a few queries at a time), or "auto": cudnn where it can run, xla on a GPU for a prompt's odd number of
-      tokens, otherwise chunked.
+    attention: The implementation of attention: "chunked" (scores of some queries at a time), "xla" (all scores in
+      memory), or "auto": flash attention where the devices have it, otherwise chunked.
     remat: Whether each block's activations are recomputed in the backward pass instead of kept (training).
-    platform: The kind of device that computes. None is filled in from the devices (`parallel.for_devices`); networks
-      that are made with None take the ways that run everywhere.
+    platform: The kind of device that computes. None is filled in from the devices (`parallel.for_devices`), as are the
+      two below; networks that are made with None take the ways that run everywhere.
+    devices: The number of devices that a batch is divided among.
+    flash_channels: The most channels of a head that their flash attention takes; 0 where there is none.
   """
 
   dtype: Literal["float32", "bfloat16"] = "float32"
   attention: AttentionImplementation = "auto"
   remat: bool = False
   platform: Platform | None = None
+  devices: Count = 1
+  flash_channels: Natural = 0
 
   @property
   def jax_dtype(self):

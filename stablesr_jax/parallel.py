@@ -1,10 +1,11 @@
 """The mesh of devices, of what kind they are, and how arrays lie on it."""
 
 import dataclasses
+import functools
 import os
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -79,8 +80,51 @@ def platform(mesh: jax.sharding.Mesh | None = None) -> Platform:
 
 
 def for_devices(compute: ComputeConfig, mesh: jax.sharding.Mesh) -> ComputeConfig:
-  """The settings with the mesh's platform in them, unless they name one."""
-  return dataclasses.replace(compute, platform=compute.platform or platform(mesh))
+  """The settings with what the mesh's devices are in them, unless they name a platform."""
+  if compute.platform is not None:
+    return compute
+  kind, channels = platform(mesh), min(map(_flash_channels, mesh.devices.flat))
+  return dataclasses.replace(compute, platform=kind, devices=mesh.size, flash_channels=channels)
+
+
+def _flash_channels(device: Any) -> int:
+  """The most channels of a head that the device's flash attention takes."""
+  if device.platform == "tpu":
+    # What the kernel's blocks leave room for in the memory of a core; the first ones have too little.
+    return 0 if device.device_kind in ("TPU v2", "TPU v3") else 512
+  if device.platform != "gpu" or "cuda" not in device.client.platform_version:
+    return 0
+  capability = tuple(int(part) for part in device.compute_capability.split("."))
+  if capability < (8, 0) or not _has_cudnn():
+    return 0
+  return 256 if capability >= (9, 0) else 128
+
+
+def _has_cudnn() -> bool:
+  """Whether JAX finds cuDNN; it says so when it traces cuDNN's attention."""
+  q = jax.ShapeDtypeStruct((1, 2, 1, 8), "bfloat16")
+  try:
+    jax.eval_shape(functools.partial(jax.nn.dot_product_attention, implementation="cudnn"), q, q, q)
+  except (RuntimeError, NotImplementedError):
+    return False
+  return True
+
+
+def over_batch(function: Callable[..., Any], devices: int) -> Callable[..., Any]:
+  """A function of arrays whose first axis is the batch, each of the mesh's devices on its own part.
+
+  For what XLA cannot divide by itself, within a program for arrays on a mesh of that many devices. A batch that they do
+  not divide is computed by each of them.
+  """
+  if devices == 1:
+    return function
+  mesh = jax.sharding.AbstractMesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+  def divided(*args):
+    spec = jax.P() if len(args[0]) % devices else jax.P("data")
+    return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(*args)
+
+  return divided
 
 
 def replicated(mesh: jax.sharding.Mesh) -> jax.NamedSharding:

@@ -1,4 +1,4 @@
-"""What the networks promise beyond the published answers: sizes, ablations, attention, padding of features."""
+"""What the networks promise beyond the published answers: sizes, ablations, padding of features."""
 
 import dataclasses
 from typing import Any
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from stablesr_jax.config import ComputeConfig, ModelConfig, stablesr_512
-from stablesr_jax.models.attention import attention
 from stablesr_jax.models.components import abstract_params, modules
 from stablesr_jax.models.parameters import flat
 from stablesr_jax.models.unet import FeedForward
@@ -66,75 +65,12 @@ def test_a_plain_unet_needs_no_structure():
   assert not any("sft" in path or "addition" in path for path in flat(abstract_params(config, "unet")))
 
 
-@pytest.mark.parametrize("implementation", ["xla", "chunked", "auto"])
-@pytest.mark.parametrize("queries, keys", [(64, 64), (37, 5), (2053, 2100)])
-def test_attention_implementations_agree(implementation, queries, keys):
-  q, k, v = (jax.random.normal(jax.random.key(i), (2, n, 3, 8)) for i, n in enumerate((queries, keys, keys)))
-  heads_first = lambda x: np.asarray(x).swapaxes(1, 2)
-  weights = np.exp(heads_first(q) @ heads_first(k).swapaxes(2, 3) / np.sqrt(8))
-  expected = heads_first(weights / weights.sum(-1, keepdims=True) @ heads_first(v))
-  compute = ComputeConfig(attention=implementation)
-  np.testing.assert_allclose(attention(q, k, v, compute), expected, atol=2e-5)
-
-
-@pytest.mark.parametrize(
-  "platform, dtype, channels, tokens, expected",
-  [
-    ("cpu", "float32", 64, 64, "chunked"),
-    ("cpu", "bfloat16", 64, 64, "chunked"),
-    ("gpu", "float32", 64, 64, "chunked"),
-    ("gpu", "bfloat16", 64, 64, "cudnn"),
-    ("gpu", "bfloat16", 64, 77, "xla"),  # cuDNN has no gradient for an odd number
-    ("gpu", "bfloat16", 64, 1025, "chunked"),
-    ("gpu", "bfloat16", 512, 64, "chunked"),
-    ("tpu", "bfloat16", 64, 64, "chunked"),
-    (None, "bfloat16", 64, 64, "chunked"),
-  ],
-)
-def test_the_platform_chooses_attention(monkeypatch, platform, dtype, channels, tokens, expected):
-  """Traced only, so that every platform's choice is seen on any machine. (cuDNN itself is not traced without one.)"""
-  called = []
-
-  def record(q, k, v, *, is_causal, implementation):
-    called.append(implementation)
-    return q
-
-  monkeypatch.setattr(jax.nn, "dot_product_attention", record)
-  compute = ComputeConfig(dtype=dtype, platform=platform)
-  q, k = (jax.ShapeDtypeStruct((2, n, 3, channels), dtype) for n in (64, tokens))
-  program = str(jax.make_jaxpr(lambda q, k, v: attention(q, k, v, compute))(q, k, k))
-  assert called == ([] if expected == "chunked" else [expected])
-  assert ("exp" in program) == (expected == "chunked")
-
-
 def test_only_a_cpu_takes_a_feed_forward_layer_in_parts():
   x = jax.ShapeDtypeStruct((1, 1024, 8), jnp.float32)
   for platform, products in (("cpu", 4), ("gpu", 2), ("tpu", 2), (None, 2)):
     module = FeedForward(8, ComputeConfig(platform=platform))
     params = jax.eval_shape(module.init, jax.random.key(0), x)
     assert str(jax.make_jaxpr(module.apply)(params, x)).count("dot_general") == products
-
-
-def test_attention_to_many_keys_in_few_chunks():
-  """A number of queries that no chunk divides, as a prime one: the last chunk is filled up."""
-  q = jax.ShapeDtypeStruct((1, 4099, 1, 8), jnp.float32)
-  program = str(jax.make_jaxpr(lambda q: attention(q, q, q, ComputeConfig()))(q))
-  assert "length=9" in program and "length=4099" not in program
-
-
-def test_one_prompt_serves_a_batch():
-  q = jax.random.normal(jax.random.key(0), (3, 10, 2, 8))
-  k, v = jax.random.normal(jax.random.key(1), (2, 1, 6, 2, 8))
-  repeated = (jnp.repeat(a, 3, axis=0) for a in (k, v))
-  np.testing.assert_array_equal(attention(q, k, v, ComputeConfig()), attention(q, *repeated, ComputeConfig()))
-
-
-def test_causal_attention_does_not_look_ahead():
-  q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 6, 2, 8))
-  later = v.at[:, 4:].set(100.0)
-  a, b = (attention(q, k, x, ComputeConfig(), causal=True) for x in (v, later))
-  np.testing.assert_array_equal(a[:, :4], b[:, :4])
-  assert not np.allclose(a[:, 4:], b[:, 4:])
 
 
 def test_fidelity_weight_is_traced_and_zero_leaves_the_plain_decoder():
