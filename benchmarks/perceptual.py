@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from stablesr_jax.checkpoints.store import load_lpips
+from stablesr_jax.models.parameters import apply
 
 Distance = Callable[[np.ndarray, np.ndarray], float]
 
@@ -34,7 +35,7 @@ _STAGES = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
 def vgg16(folder: pathlib.Path) -> Distance:
   """The distance of (H, W, 3) uint8 pictures by a folder that `examples/perceptual_features.py` wrote."""
   module, params = load_lpips(folder)
-  distance = jax.jit(lambda a, b: module.apply({"params": params}, a, b))
+  distance = jax.jit(lambda a, b: apply(module, params, a, b))
   to_float = lambda image: image[None].astype(np.float32) / 127.5 - 1
   return lambda a, b: float(np.asarray(distance(to_float(a), to_float(b)))[0])
 

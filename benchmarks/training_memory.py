@@ -24,7 +24,7 @@ from stablesr_jax.checkpoints.store import MANIFEST, NULL_PROMPT, Manifest
 from stablesr_jax.cli.train import load_config
 from stablesr_jax.models.components import abstract_params
 from stablesr_jax.models.parameters import flat, is_cfw, is_modulation, split
-from stablesr_jax.parallel import batched, data_mesh, for_devices, replicated
+from stablesr_jax.parallel import batched, data_mesh, for_devices, platform, replicated
 from stablesr_jax.settings import to_json
 from stablesr_jax.training import state as states
 from stablesr_jax.training.config import CfwStage, OneStepStage, TrainConfig
@@ -64,19 +64,11 @@ def main() -> None:
 
 def measure(config: TrainConfig, mesh: jax.sharding.Mesh, batch: int, remat: bool) -> dict[str, Any]:
   """Compiles a step of `batch` samples on each device. Bytes are of one device, in GiB; counts in millions."""
-  optimizer = dataclasses.replace(config.optimizer, accumulation=1)
-  compute = for_devices(dataclasses.replace(config.compute, remat=remat), mesh)
-  config = dataclasses.replace(config, optimizer=optimizer, compute=compute, batch_size=batch * mesh.size)
-  with tempfile.TemporaryDirectory() as folder:
-    stage, frozen = _stage(config, mesh, pathlib.Path(folder))
-  stage.prepare = lambda batch, keys: batch
-  abstract = jax.eval_shape(lambda key: states.create(config, stage.init(key)), jax.random.key(0))
-  shardings = states.shardings(config, abstract, mesh)
-  place = lambda tree, sharding: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
-  state = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
-  frozen, data = place(frozen, replicated(mesh)), place(_batch(config), batched(mesh))
+  began = time.perf_counter()
+  config = dataclasses.replace(config, compute=dataclasses.replace(config.compute, remat=remat))
+  traced, (state, frozen, data) = trace(config, mesh, batch)
   row = {
-    "trained_m": round(_count(abstract.params) / 1e6, 2),
+    "trained_m": round(_count(state.params) / 1e6, 2),
     "frozen_m": round(_count(frozen) / 1e6, 2),
     "state_gib": round(_bytes(state) / 2**30, 3),
     "frozen_gib": round(_bytes(frozen) / 2**30, 3),
@@ -86,19 +78,33 @@ def measure(config: TrainConfig, mesh: jax.sharding.Mesh, batch: int, remat: boo
     "peak_gib": None,
     "error": None,
   }
-  began = time.perf_counter()
+  lowered = traced.lower()
+  row["tflop_a_sample"] = round((lowered.cost_analysis() or {}).get("flops", 0.0) / len(data["hr"]) / 1e12, 3)
   try:
-    step = states.make_step(stage, config, mesh, shardings)
-    lowered = step.lower(state, frozen, data)
-    row["tflop_a_sample"] = round((lowered.cost_analysis() or {}).get("flops", 0.0) / config.batch_size / 1e12, 3)
     # Little effort for speed: a fifth of the time to compile for a TPU, and the memory the same to a few per cent.
-    tpu = mesh.devices.flat[0].platform == "tpu"
+    tpu = platform(mesh) == "tpu"
     memory = lowered.compile({"exec_time_optimization_effort": -1.0} if tpu else None).memory_analysis()
     # The state's new values take the old ones' place.
     row["peak_gib"] = round((memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30, 2)
   except jax.errors.JaxRuntimeError as error:  # more than the device has
     row["error"] = str(error).splitlines()[0][:160]
   return row | {"seconds": round(time.perf_counter() - began)}
+
+
+def trace(config: TrainConfig, mesh: jax.sharding.Mesh, batch: int) -> tuple[jax.stages.Traced, tuple[Any, Any, Any]]:
+  """A step of `batch` samples on each device, as it is computed on the mesh's kind of devices, and what it takes."""
+  optimizer = dataclasses.replace(config.optimizer, accumulation=1)
+  compute = for_devices(config.compute, mesh)
+  config = dataclasses.replace(config, optimizer=optimizer, compute=compute, batch_size=batch * mesh.size)
+  with tempfile.TemporaryDirectory() as folder:
+    stage, frozen = _stage(config, mesh, pathlib.Path(folder))
+  stage.prepare = lambda batch, keys: batch
+  abstract = jax.eval_shape(lambda key: states.create(config, stage.init(key)), jax.random.key(0))
+  shardings = states.shardings(config, abstract, mesh)
+  place = lambda tree, sharding: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
+  state = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
+  arguments = state, place(frozen, replicated(mesh)), place(_batch(config), batched(mesh))
+  return states.make_step(stage, config, mesh, shardings).trace(*arguments), arguments
 
 
 def _stage(config: TrainConfig, mesh: jax.sharding.Mesh, folder: pathlib.Path) -> tuple[Any, Any]:
@@ -129,9 +135,11 @@ def _half(tree: Any) -> Any:
 
 def _batch(config: TrainConfig) -> dict[str, Any]:
   """What `prepare` gives."""
-  side = config.data.crop_size
+  side, autoencoder = config.data.crop_size, config.model.autoencoder
+  assert autoencoder is not None
   image = jax.ShapeDtypeStruct((config.batch_size, side, side, 3), np.float32)
-  latent = jax.ShapeDtypeStruct((config.batch_size, side // 8, side // 8, 4), np.float32)
+  small = side // autoencoder.downsampling
+  latent = jax.ShapeDtypeStruct((config.batch_size, small, small, autoencoder.latent_channels), np.float32)
   return {"hr": image, "lr": image} | ({"latent": latent} if isinstance(config.stage, CfwStage) else {})
 
 

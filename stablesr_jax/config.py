@@ -48,7 +48,7 @@ class ComputeConfig:
 
   Attributes:
     dtype: The dtype of activations and matrix products, "float32" or "bfloat16". Norms, softmax and the sampler stay
-      float32.
+      float32. "float32" is all of its 24 bits on every device: no TF32 on a GPU, several passes on a TPU.
     attention: The implementation of attention: "chunked" (scores of some queries at a time), "xla" (all scores in
       memory), or "auto": flash attention where the devices have it, otherwise chunked.
     remat: Whether each block's activations are recomputed in the backward pass instead of kept (training).
@@ -70,6 +70,11 @@ class ComputeConfig:
     import jax.numpy as jnp  # Late: reading settings needs no JAX.
 
     return jnp.dtype(self.dtype)
+
+  @property
+  def precision(self) -> str:
+    """Of products and convolutions, as `jax.default_matmul_precision` takes it."""
+    return "highest" if self.dtype == "float32" else "default"
 
 
 @settings

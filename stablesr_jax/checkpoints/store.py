@@ -322,7 +322,7 @@ def load_lpips(
   *,
   sharding: jax.sharding.Sharding | None = None,
 ) -> tuple[lpips.LPIPS, Params]:
-  """Loads a converted LPIPS network; `module.apply({"params": params}, a, b)` gives distances.
+  """Loads a converted LPIPS network; `apply` (`models.parameters`) gives its distances.
 
   Args:
     compute: how the module computes.

@@ -81,7 +81,7 @@ class Arguments:
   guidance_scale: Annotated[float | None, _own("S")] = None
   """strength of the prompts; 1 is no guidance, 7 the published script's with prompts"""
   precision: Literal["auto", "float32", "bfloat16"] = "auto"
-  """dtype of the computation; auto: float32 on CPU, bfloat16 on GPU and TPU"""
+  """dtype of the computation, float32 with all its bits everywhere; auto: float32 on CPU, bfloat16 on GPU and TPU"""
   overwrite: bool = False
   """restore pictures of a folder again whose result is there"""
   compile_cache: Annotated[str, tyro.conf.arg(metavar="auto|off|FOLDER")] = "auto"

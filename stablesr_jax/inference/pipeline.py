@@ -22,7 +22,7 @@ from stablesr_jax.inference.tiled_autoencoder import SIDE_MULTIPLE, TiledAutoenc
 from stablesr_jax.models import winograd
 from stablesr_jax.models.components import modules
 from stablesr_jax.models.kl_autoencoder import sample_posterior
-from stablesr_jax.models.parameters import Params
+from stablesr_jax.models.parameters import Params, apply
 from stablesr_jax.models.tokenizer import tokenize
 from stablesr_jax.parallel import data_mesh, for_devices, platform, replicated
 from stablesr_jax.pixels import Picture, fit, like, pad_to_multiple, shrink, to_float
@@ -232,7 +232,7 @@ class StableSR:
       assert self._path is not None
       params = load_params(self._path, self.manifest, ["text_encoder"], sharding=replicated(self._mesh))
       encoder = modules(self.config, ComputeConfig(platform=self._compute.platform))["text_encoder"]
-      embed = jax.jit(lambda params, tokens: encoder.apply({"params": params}, tokens))
+      embed = jax.jit(lambda params, tokens: apply(encoder, params, tokens))
       self._prompts |= dict(
         zip(missing, embed(params["text_encoder"], tokenize(missing, self.config.context_length)), strict=True)
       )

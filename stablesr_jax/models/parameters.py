@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 Params = Any  # a nested dictionary of arrays
@@ -37,5 +38,9 @@ def is_cfw(path: str) -> bool:
 
 
 def apply(module: nn.Module, params: Params, *args: object, method: str | None = None) -> Any:
-  """A module's answer with these parameters."""
-  return module.apply({"params": params}, *args, method=method)
+  """A module's answer with these parameters, computed as precisely as its `compute` says.
+
+  All networks go through here: `module.apply` alone would leave the precision to JAX's setting and the device.
+  """
+  with jax.default_matmul_precision(module.compute.precision):
+    return module.apply({"params": params}, *args, method=method)
