@@ -163,6 +163,17 @@ def test_poisson_noise_counts_grey_levels(levels, quanta):
   np.testing.assert_allclose(drawn.var(), 128 / 255 / quanta, rtol=0.05)
 
 
+def test_grey_levels_are_counted_exactly_and_without_a_scatter():
+  levels = np.random.default_rng(0).choice(256, 100, replace=False)[np.arange(3 * 16 * 32) % 100].reshape(3, 16, 32)
+  inside = np.arange(16)[:, None] < np.full(32, 1)
+  count = lambda inside: int(noise._distinct(jnp.uint32(levels), jnp.asarray(inside)))
+  assert count(np.ones((16, 32), bool)) == 100
+  assert count(inside) == len(np.unique(levels[:, :1])) < 100
+  assert count(np.zeros((16, 32), bool)) == 0
+  plane = jnp.zeros((3, 16, 32))
+  assert "scatter" not in str(jax.make_jaxpr(noise.poisson_noise)(plane, plane, jnp.asarray(inside)))
+
+
 @pytest.mark.parametrize(("gaussian", "gray"), [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)])
 def test_noise_strength_and_channels(gaussian, gray):
   stage = StageSettings(
