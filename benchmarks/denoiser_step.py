@@ -19,8 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stablesr_jax import config as configs
-from stablesr_jax.config import ComputeConfig, DiffusionConfig
-from stablesr_jax.diffusion import samplers, schedule
+from stablesr_jax.config import ComputeConfig
 from stablesr_jax.inference.denoiser import Denoiser
 from stablesr_jax.models import winograd
 from stablesr_jax.models.components import abstract_params
@@ -49,12 +48,11 @@ class Step:
     compute = for_devices(compute, mesh)
     params = {part: winograd.prepare(tree, compute, donate=True) for part, tree in params.items()}
     self._denoiser = Denoiser(config, params, compute, mesh, batch)
-    steps = samplers.ddpm(DiffusionConfig(), schedule.respaced_timesteps(4))
     prompt = jnp.zeros((1, 77, config.unet.context_dim), compute.jax_dtype)
-    conditions = jax.block_until_ready(self._denoiser.condition(steps, prompt, 1.0))
+    conditions = jax.block_until_ready(self._denoiser.condition(prompt, 1.0))
     keys = jax.random.split(jax.random.key(0))
     x, lr = (jax.random.normal(key, (batch, 64, 64, 4)) for key in keys)
-    self._args = (x, lr, 1, conditions)
+    self._args = (x, lr, 333, conditions)
 
   def __call__(self):
     return jax.block_until_ready(self._denoiser.predict(*self._args))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import os
 import re
 import typing
@@ -77,6 +78,12 @@ def platform(mesh: jax.sharding.Mesh | None = None) -> Platform:
     if device.platform == known:
       return known
   raise UserError(f"devices of platform {device.platform!r}: expected {', '.join(typing.get_args(Platform))}")
+
+
+def free_memory(mesh: jax.sharding.Mesh) -> float:
+  """The bytes that are free on each of a mesh's devices; infinite where they do not tell."""
+  stats = [device.memory_stats() or {} for device in mesh.local_devices]
+  return min(s["bytes_limit"] - s["bytes_in_use"] if "bytes_limit" in s else math.inf for s in stats)
 
 
 def for_devices(compute: ComputeConfig, mesh: jax.sharding.Mesh) -> ComputeConfig:

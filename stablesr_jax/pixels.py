@@ -102,6 +102,24 @@ def axis_taps(mode: Size, source: Size, target: Size, step: float | Float[Array,
   return jnp.clip(first + tap, 0, source - 1), jnp.where(out < target, weight, 0.0)
 
 
+def bicubic_taps(source: Size, target: Size, length: int) -> Taps:
+  """The taps of an axis that gets longer, as `axis_taps` gives them; both sizes may be traced."""
+  return axis_taps(MODES.index("bicubic"), source, target, source / target, length, taps_for(1))
+
+
+def antialiased(entries: int, source: Size, target: Size, length: int) -> Float[Array, "{length} {entries}"]:
+  """The matrix that makes an axis shorter: a cubic (a = -0.5) as wide as a target entry, half-pixel centres.
+
+  Args:
+    entries: The length of the axis before, of which the first `source` count; may be traced, as may `target`.
+    length: The length after, of which the first `target` are made.
+  """
+  step = source / target
+  centre, index = (jnp.arange(length)[:, None] + 0.5) * step - 0.5, jnp.arange(entries)[None]
+  weight = jnp.where(index < source, _cubic(jnp.abs(centre - index) / jnp.maximum(step, 1), a=-0.5), 0)
+  return weight / weight.sum(axis=1, keepdims=True)
+
+
 def _cubic(distance: jax.Array, a: float = -0.75) -> jax.Array:
   near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
   far = ((distance - 5) * distance + 8) * (a * distance) - 4 * a
@@ -113,24 +131,6 @@ def enlarge(low: Float[Array, "*b h w 3"], size: tuple[int, ...]) -> Float[Array
   """Brings images in [0, 1] to a size (height, width), bicubic."""
   planes = resize(jnp.moveaxis(low, -1, -3), size[0], size[1], "bicubic")
   return jnp.clip(jnp.moveaxis(planes, -3, -1), 0, 1)
-
-
-@functools.partial(jax.jit, static_argnames="size")
-def shrink(image: Float[Array, "h w 3"], size: tuple[int, ...]) -> Float[Array, "{size[0]} {size[1]} 3"]:
-  """Brings an image in [0, 1] to a size (height, width), bicubic with antialiasing."""
-  return jnp.clip(jax.image.resize(image, (*size, 3), method="cubic", antialias=True), 0, 1)
-
-
-def fit(image: Float[Array, "h w 3"], size: tuple[int, int]) -> Float[Array, "{size[0]} {size[1]} 3"]:
-  """Brings an image in [0, 1] to a size: by `shrink` if a side gets shorter, otherwise by `enlarge`."""
-  shorter = size[0] < image.shape[0] or size[1] < image.shape[1]
-  return shrink(image, size) if shorter else enlarge(image, size)
-
-
-def pad_to_multiple(image: Float[Array, "h w c"], multiple: int) -> Float[Array, "h2 w2 c"]:
-  """Makes the sides divisible by `multiple`: the bottom and the right are reflected."""
-  pad = [(0, -side % multiple) for side in image.shape[:2]]
-  return jnp.pad(image, [*pad, (0, 0)], mode="reflect")
 
 
 def to_unit(image: Float[Array, "*s"]) -> Float[Array, "*s"]:

@@ -26,7 +26,6 @@ spread = []
 predict = eight.denoiser.predict
 eight.denoiser.predict = lambda *args: spread.append(predict(*args)) or spread[-1]
 expected, result = one.upscale(image), eight.upscale(image)
-assert eight.denoiser.tile_batch == 8, eight.denoiser.tile_batch
 shapes = {shard.data.shape for tiles in spread for shard in tiles.addressable_shards}
 channels = one.config.unet.latent_channels
 assert shapes == {(1, 16, 16, channels)}, shapes  # every device has a tile of its own
@@ -61,8 +60,7 @@ def test_guidance_is_a_batch_twice_as_large(monkeypatch):
   tiles = jax.ShapeDtypeStruct((3, 16, 16, config.unet.latent_channels), jnp.float32)
   for prompts in (1, 2):
     embeddings = jax.ShapeDtypeStruct((prompts, 77, config.unet.context_dim), jnp.bfloat16)
-    steps = jax.ShapeDtypeStruct((4,), jnp.int32)
-    conditions = jax.eval_shape(denoiser._condition_impl, params, steps, embeddings, jnp.float32(2))
+    conditions = jax.eval_shape(denoiser._condition_impl, params, embeddings, jnp.float32(2))
     batches.clear()
     prediction = jax.eval_shape(denoiser._predict_impl, params, tiles, tiles, jnp.int32(0), conditions)
     assert prediction.shape == tiles.shape

@@ -35,34 +35,49 @@ def test_bad_geometry():
     tiling.offsets(100, 64, 64)
 
 
-def test_aggregating_what_was_split_gives_the_canvas_back():
-  canvas = jax.random.normal(jax.random.key(0), (22, 40, 4))
-  starts = tiling.grid(22, 40, 16, 8)
-  tiles = tiling.split(canvas, starts, 16)
-  assert tiles.shape == (len(starts), 16, 16, 4)
-  joined = tiling.aggregate(tiles, starts, tiling.gaussian_weights(16), height=22, width=40)
-  np.testing.assert_allclose(joined, canvas, atol=1e-5)
+def aggregate(tiles, sheet):
+  used = np.ones(len(tiles), bool)
+  total = jnp.zeros((*sheet.shape, tiles.shape[-1]))
+  return tiling.collect(total, tiles, sheet.starts, used, tiling.gaussian_weights(sheet.tile)) / sheet.weights
 
 
-def test_aggregation_is_the_weighted_average():
-  starts = np.array([(0, 0), (0, 2)], np.int32)
-  tiles = jnp.stack([jnp.full((4, 4, 1), 1.0), jnp.full((4, 4, 1), 3.0)])
+def test_aggregating_what_was_split_gives_the_canvases_back():
+  """Two canvases, the first with space to spare."""
+  canvases = [jax.random.normal(jax.random.key(k), (1, *shape, 4)) for k, shape in enumerate([(24, 48), (16, 24)])]
+  sheet = tiling.Sheet.of([(22, 40), (16, 24)], [(24, 48), (16, 24)], 16, 8)
+  assert sheet.shape == (48, 48) and sheet.tops == (0, 24)
+  laid = jnp.zeros((*sheet.shape, 4))
+  for number, canvas in enumerate(canvases):
+    laid = sheet.lay(laid, canvas, number)
+  tiles = tiling.split(laid, sheet.starts, 16)
+  assert tiles.shape == (3 * 2 + 2, 16, 16, 4) and len(sheet.starts) == len(tiles)  # columns 0, 8, 16 and 24; rows 0 and 6
+  joined = aggregate(tiles, sheet)
+  np.testing.assert_allclose(sheet.take(joined, 0, 1, (24, 48))[0, :22, :40], canvases[0][0, :22, :40], atol=1e-5)
+  np.testing.assert_allclose(sheet.take(joined, 1, 1, (16, 24)), canvases[1], atol=1e-5)
+  assert (sheet.canvas[:24] == 0).all() and (sheet.canvas[24:] == 1).all()
+  np.testing.assert_array_equal(sheet.row, [*range(24), *range(24)])
+
+
+def test_aggregation_is_the_weighted_average_of_the_tiles_that_count():
+  starts = np.array([(0, 0), (0, 2), (0, 2)], np.int32)
+  tiles = jnp.stack([jnp.full((4, 4, 1), value) for value in (1.0, 3.0, 99.0)])
   weights = np.full((4, 4), 0.5, np.float32)
-  joined = tiling.aggregate(tiles, starts, weights, height=4, width=6)
-  np.testing.assert_allclose(joined[0, :, 0], [1, 1, 2, 2, 3, 3])
+  total = tiling.collect(jnp.zeros((4, 6, 1)), tiles, starts, np.array([True, True, False]), weights)
+  np.testing.assert_allclose(total[0, :, 0], [0.5, 0.5, 2, 2, 1.5, 1.5])
 
 
 def test_blend_gives_a_smooth_image_back_and_joins_without_a_step():
   y, x = np.mgrid[:40, :70].astype(np.float32)
   image = np.stack([np.sin(x / 9), y / 40, np.cos(y / 7)], axis=-1)
-  blend = tiling.Blend(image.shape, (24, 24), 8)
+  blend = tiling.Blend((64, 96), (24, 24), 8)
   offsets = [(a, b) for a in tiling.offsets(40, 24, 8) for b in tiling.offsets(70, 24, 8)]
   for a, b in offsets:
     blend.add(jnp.asarray(image[a : a + 24, b : b + 24]), a, b)
-  np.testing.assert_allclose(blend.result(), image, atol=1e-5)
-  # Pieces that disagree by 1 are joined by a ramp, not by a step.
-  blend = tiling.Blend((24, 40), (24, 24), 8)
+  np.testing.assert_allclose(blend.result()[:40, :70], image, atol=1e-5)
+  # Pieces that disagree by 1 are joined by a ramp, not by a step. Of each, only a part of its frame counts.
+  blend = tiling.Blend((32, 40), (24, 24), 8)
   for value, b in ((0.0, 0), (1.0, 16)):
-    blend.add(jnp.full((24, 24, 1), value), 0, b)
+    piece = jnp.full((32, 24, 1), np.nan).at[:24].set(value)
+    blend.add(piece, 0, b)
   row = np.asarray(blend.result())[12, :, 0]
   assert row[0] == 0 and row[-1] == 1 and np.diff(row).max() < 0.2

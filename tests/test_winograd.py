@@ -108,5 +108,5 @@ def test_a_prepared_denoiser_predicts_the_same(monkeypatch):
   # The second size is odd at the smallest scale.
   for height, width in ((32, 32), (22, 10)):
     x, lr = (normal(seed, 1, height, width, config.unet.latent_channels) for seed in (1, 2))
-    expected, result = (d.predict(x, lr, 1, d.condition(steps, prompts, 1.0)) for d in (direct, transformed))
+    expected, result = (d.predict(x, lr, steps.timesteps[1], d.condition(prompts, 1.0)) for d in (direct, transformed))
     assert difference(result, expected) < 1e-5

@@ -19,12 +19,8 @@ import numpy as np
 from stablesr_jax import config as sizes
 from stablesr_jax.checkpoints.store import NULL_PROMPT
 from stablesr_jax.config import AutoencoderConfig, ComputeConfig, ModelConfig, TimeAwareEncoderConfig, UNetConfig
-from stablesr_jax.inference.denoiser import Conditions
 from stablesr_jax.models.components import abstract_params
 from stablesr_jax.parallel import data_mesh, for_devices, replicated
-
-# The rows of the tables of time embeddings, whatever the number of steps: one program then serves all of them.
-_TABLE_ROWS = 200
 
 
 class Run:
@@ -153,18 +149,6 @@ def memory(compiled: jax.stages.Compiled) -> dict[str, float]:
 def millions(tree: Any) -> float:
   """The number of parameters."""
   return sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6
-
-
-def padded(conditions: Conditions) -> Conditions:
-  """The same conditions with tables of the one length."""
-
-  def grow(table: jax.Array) -> jax.Array:
-    return jnp.pad(table, ((0, max(0, _TABLE_ROWS - len(table))), (0, 0)), mode="edge")
-
-  encoder = conditions.encoder_times
-  return conditions._replace(
-    unet_times=grow(conditions.unet_times), encoder_times=None if encoder is None else grow(encoder)
-  )
 
 
 def photograph(side: int, seed: int = 0) -> np.ndarray:

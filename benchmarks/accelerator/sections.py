@@ -5,7 +5,6 @@ What is no line of JSON goes to standard error.
 
 import argparse
 import dataclasses
-import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from benchmarks.accelerator.measuring import Run, clock, memory, millions, narrow, padded, photograph
+from benchmarks.accelerator.measuring import Run, clock, memory, millions, narrow, photograph
 from benchmarks.accelerator.trace import slowest
 from stablesr_jax import SamplingConfig, StableSR
 from stablesr_jax.checkpoints.store import MANIFEST, NULL_PROMPT, Manifest
@@ -34,8 +33,8 @@ from stablesr_jax.degradation import PRESETS, degrade
 from stablesr_jax.diffusion import samplers
 from stablesr_jax.inference.denoiser import Denoiser
 from stablesr_jax.inference.tiled_autoencoder import TiledAutoencoder
-from stablesr_jax.models.components import modules
-from stablesr_jax.models.parameters import apply, is_cfw, is_modulation, split
+from stablesr_jax.inference.tiling import Sheet
+from stablesr_jax.models.parameters import is_cfw, is_modulation, split
 from stablesr_jax.parallel import replicated
 from stablesr_jax.settings import to_json
 
@@ -147,67 +146,41 @@ def diffusers(run: Run) -> None:
 def autoencoder(run: Run) -> None:
   """Encoding and decoding with CFW: single pictures as the restorer does, and "4x512", several at once."""
   params = _weights(run, "autoencoder")["autoencoder"]
+  whole = TiledAutoencoder(run.config.autoencoder, params, run.compute(), run.mesh, tile=2048)
   for case in run.affordable():
     *several, side = map(int, case.split("x"))
     about: dict[str, int] = {"side": side, "pictures": several[0] if several else 1}
     with run.trying("autoencoder", **about):
-      encode, decode = _several(run, params) if several else _single(run, params)
       images = jnp.stack([jnp.asarray(photograph(side, k) * 2 - 1) for k in range(about["pictures"])])
-      image = images if several else images[0]
-      encoding = lambda: encode(image)  # noqa: B023
+      sides = np.full((len(images), 2), side // run.config.autoencoder.downsampling, np.int32)
+      encoding = lambda: whole.encode(images, sides)  # noqa: B023
       first = clock(encoding)
       run.row("encode", **about, ms=1e3 * run.seconds(encoding, 10), first_call_s=first)
       moments, features = encoding()
       latent = moments[..., : run.config.autoencoder.latent_channels].astype(jnp.float32)
-      decoding = lambda: decode(latent, image, features)  # noqa: B023
+      decoding = lambda: whole.decode(latent, images, sides, features, 0.5)  # noqa: B023
       first, finite = clock(decoding), bool(jnp.isfinite(decoding()).all())
       ms = 1e3 * run.seconds(decoding, 10)
       run.row("decode with CFW", **about, ms=ms, first_call_s=first, finite=finite)
       del moments, features, latent, encoding, decoding
 
 
-def _single(run: Run, params: Any) -> tuple:
-  """The programs that the restorer runs; `end_to_end` then finds them compiled."""
-  whole = TiledAutoencoder(run.config.autoencoder, params, run.compute(), tile=1024)
-  return whole.encode, lambda latent, image, features: whole.decode(latent, image, features, 0.5)
-
-
-def _several(run: Run, params: Any) -> tuple:
-  module = modules(run.config, run.compute())["autoencoder"]
-  encode = jax.jit(functools.partial(apply, module, method="encode"))
-  decode = jax.jit(functools.partial(apply, module, method="decode"))
-  return (
-    lambda images: encode(params, images),
-    lambda latents, images, features: decode(params, latents, features, jnp.float32(0.5)),
-  )
-
-
 def end_to_end(run: Run) -> None:
   """Pictures as a user restores them, from an array to an array."""
   params = _weights(run, "unet", "time_aware_encoder", "autoencoder")
   numbers = (1, 2) if run.tiny else (4, 1, 20, 200)
-  models = {int(case): _restorer(run, params) for case in run.cases}  # each chooses its tile batch
-  for pictures, steps in run.affordable([(pictures, steps) for pictures in models for steps in numbers]):
+  model = StableSR(Manifest("random", run.config), params, compute=run.compute(), mesh=run.mesh)
+  for pictures, steps in run.affordable([(int(pictures), steps) for pictures in run.cases for steps in numbers]):
     if run.compiling and pictures > 1 and steps != numbers[0]:
       continue  # what depends on the number of steps does not on that of pictures
     with run.trying("end to end", pictures=pictures, steps=steps):
-      model = models[pictures]
       side = run.tile * model.autoencoder.config.downsampling // SCALE
       images, keys = [photograph(side, k) for k in range(pictures)], [jax.random.key(k) for k in range(pictures)]
       sampling = SamplingConfig(steps=steps, sampler="ddpm" if steps > 4 else "ddim", tile_size=run.tile)
       go = lambda: model.upscale_batch(images, scale=SCALE, keys=keys, sampling=sampling)  # noqa: B023
       first = clock(go)
       s = run.seconds(go, 1 if steps == 200 else 3)
-      run.row("end to end", pictures=pictures, steps=steps, s=s, pictures_a_s=pictures / s, first_call_s=first,
-              tile_batch=model.denoiser.tile_batch)  # fmt: skip
-
-
-def _restorer(run: Run, params: dict[str, Any]) -> StableSR:
-  """A user waits for the step's program once for each number of steps; here they share one."""
-  model = StableSR(Manifest("random", run.config), params, compute=run.compute(), mesh=run.mesh)
-  condition = model.denoiser.condition
-  model.denoiser.condition = lambda *args: padded(condition(*args))
-  return model
+      run.row("end to end", pictures=pictures, steps=steps, s=s, pictures_a_s=pictures / s, first_call_s=first)
 
 
 def guidance(run: Run) -> None:
@@ -222,13 +195,9 @@ def guidance(run: Run) -> None:
       results = []
       for scale in (1.0, 3.0):
         prompts = jnp.stack([params[NULL_PROMPT]] * (1 if scale == 1 else 2))
-        conditions = denoiser.condition(steps, prompts, scale)
-        noise = lambda k, i: draw(10 * (1 + i) + k)
-        results.append(
-          jnp.stack(
-            denoiser.sample([draw(0), draw(1)], [draw(2), draw(3)], noise, steps, conditions, tile=16, overlap=8)
-          )
-        )
+        conditions = denoiser.condition(prompts, scale)
+        sheet = Sheet.of([(16, 16)], [(16, 16)], 16, 8)
+        results.append(denoiser.sample(draw(0), draw(1), sheet, jax.tree_util.Partial(draw), steps, conditions))
       plain, guided = results
       difference = float(jnp.abs(guided - plain).max() / jnp.sqrt(jnp.square(plain).mean()))
       run.row("guidance", dtype=dtype, finite=bool(jnp.isfinite(guided).all()), difference=difference)
@@ -371,11 +340,10 @@ def _weights(run: Run, *parts: str) -> dict[str, Any]:
 def _network(run: Run, params: dict[str, Any], batch: int) -> tuple[Denoiser, tuple]:
   """A denoiser, and arguments for its `predict` and `lower`."""
   denoiser = Denoiser(run.config, params, run.compute(), run.mesh, batch)
-  steps = samplers.plan(run.config.diffusion, SamplingConfig(steps=4))
-  conditions = padded(denoiser.condition(steps, params[NULL_PROMPT][None], 1.0))
+  conditions = denoiser.condition(params[NULL_PROMPT][None], 1.0)
   shape = (batch, run.tile, run.tile, run.config.unet.latent_channels)
   x, lr = (jax.device_put(jax.random.normal(jax.random.key(k), shape), replicated(run.mesh)) for k in (0, 1))
-  return denoiser, (x, lr, 1, conditions)
+  return denoiser, (x, lr, 333, conditions)
 
 
 def _rates(run: Run, tflop_a_tile: float, batch: int | str, seconds: float) -> dict[str, float]:

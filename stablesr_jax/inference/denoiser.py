@@ -1,51 +1,52 @@
-"""One denoising step of many tiles, compiled once: time-aware encoder, SFT, UNet, guidance, sampler."""
+"""Denoising of many tiles: time-aware encoder, SFT, UNet and guidance as one program, the sampler's step as another."""
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from stablesr_jax.compilation import compiler_options
 from stablesr_jax.config import ComputeConfig, ModelConfig
 from stablesr_jax.diffusion.samplers import Steps, classifier_free_guidance, step
 from stablesr_jax.inference import tiling
+from stablesr_jax.inference.tiling import Sheet
 from stablesr_jax.models.components import modules
 from stablesr_jax.models.parameters import Params, apply
 from stablesr_jax.models.unet import KeysValues
-from stablesr_jax.parallel import batched, replicated
+from stablesr_jax.parallel import batched, free_memory, replicated
 
 # The most tiles that a device takes in one call. A CPU gains nothing from more than one.
-_TILES_PER_DEVICE, _TILES_PER_CPU = 8, 1
+_TILES_PER_DEVICE, _TILES_PER_CPU = 32, 1
+# What a tile's activations need at most, in arrays of the first level's size; the compiled programs say so.
+_ARRAYS_OF_A_TILE = 32
 
 
 class Conditions(NamedTuple):
   """What is computed once for a whole run, for a prompt, or a prompt and a negative one.
 
   Attributes:
-    unet_times: The UNet's embedding of every step's timestep.
-    encoder_times: The time-aware encoder's; None if it is not time-aware.
     prompts: The prompts' keys and values for each UNet block, (1 or 2, N, heads, channels); None where it has no
       attention.
     guidance_scale: The s of eq. 8; used if there is a negative prompt.
   """
 
-  unet_times: Float[Array, "s t"]
-  encoder_times: Float[Array, "s u"] | None
   prompts: list[KeysValues | None]
   guidance_scale: Float[Array, ""]
 
 
-class Denoiser:
-  """The compiled networks of the diffusion.
+class Batch(NamedTuple):
+  """Tiles that go through the network together: where they lie on a sheet, and which only fill the batch."""
 
-  Attributes:
-    tile_batch: The number of tiles in one call of the network, a multiple of the mesh's devices; fixed, so that
-      pictures of any size run the same program. None: chosen at the first run and kept.
-  """
+  starts: Int[np.ndarray, "t 2"]
+  used: Bool[np.ndarray, " t"]
+
+
+class Denoiser:
+  """The compiled networks of the diffusion."""
 
   def __init__(
     self,
@@ -55,57 +56,54 @@ class Denoiser:
     mesh: jax.sharding.Mesh,
     tile_batch: int | None = None,
   ):
-    """Takes the parts "unet" and "time_aware_encoder" of `params`, as they are stored or from `winograd.prepare`."""
+    """Takes the parts "unet" and "time_aware_encoder" of `params`, as they are stored or from `winograd.prepare`.
+
+    Args:
+      tile_batch: The number of tiles in every call of the network; None chooses it for each call.
+    """
     parts = modules(config, compute)
     self._unet, self._encoder = parts["unet"], parts["time_aware_encoder"]
     self._params = {part: params[part] for part in ("unet", "time_aware_encoder")}
-    self._mesh, self._platform = mesh, compute.platform
-    self.tile_batch = tile_batch and -(-tile_batch // mesh.size) * mesh.size
+    self._config, self._mesh, self._compute = config, mesh, compute
+    self._tile_batch = tile_batch and -(-tile_batch // mesh.size) * mesh.size
     self._condition = jax.jit(self._condition_impl)
     self._predict = jax.jit(self._predict_impl, compiler_options=compiler_options(compute.platform))
 
-  def condition(self, steps: Steps, prompts: Float[Array | np.ndarray, "p n c"], guidance_scale: float) -> Conditions:
+  def condition(self, prompts: Float[Array | np.ndarray, "p n c"], guidance_scale: float) -> Conditions:
     """Computes everything that does not change from step to step, for a prompt, or a prompt and a negative one."""
-    return self._condition(self._params, jnp.asarray(steps.timesteps), prompts, jnp.float32(guidance_scale))
+    return self._condition(self._params, prompts, jnp.float32(guidance_scale))
 
   def predict(
     self,
     x: Float[Array | np.ndarray, "n h w c"],
     lr: Float[Array | np.ndarray, "n h w c"],
-    i: int,
+    timestep: int | np.integer | Int[Array, ""],
     conditions: Conditions,
   ) -> Float[Array, "n h w c"]:
     """Evaluates the networks.
 
     Args:
-      x: The noisy latents of tiles at step i; n is a multiple of the mesh's devices.
+      x: The noisy latents of tiles at a timestep of the forward process; n is a multiple of the mesh's devices.
       lr: The LR image's latents of the same tiles.
-      i: The number of the step among those that `conditions` was made for.
 
     Returns:
       The guided prediction (eps or v), float32.
     """
-    return self._predict(self._params, x, lr, jnp.int32(i), conditions)
+    return self._predict(self._params, x, lr, np.int32(timestep), conditions)
 
-  def lower(self, x: jax.Array, lr: jax.Array, i: int, conditions: Conditions) -> jax.stages.Lowered:
+  def lower(self, x: jax.Array, lr: jax.Array, timestep: int, conditions: Conditions) -> jax.stages.Lowered:
     """The program that `predict` runs for these arguments, for a look at it."""
-    return self._predict.lower(self._params, x, lr, jnp.int32(i), conditions)
+    return self._predict.lower(self._params, x, lr, np.int32(timestep), conditions)
 
-  def _condition_impl(self, params, timesteps, prompts, guidance_scale) -> Conditions:
-    return Conditions(
-      apply(self._unet, params["unet"], timesteps, method="embed_time"),
-      apply(self._encoder, params["time_aware_encoder"], timesteps, method="embed_time"),
-      apply(self._unet, params["unet"], prompts, method="project_context"),
-      guidance_scale,
-    )
+  def _condition_impl(self, params, prompts, guidance_scale) -> Conditions:
+    return Conditions(apply(self._unet, params["unet"], prompts, method="project_context"), guidance_scale)
 
-  def _predict_impl(self, params, x, lr, i, conditions: Conditions) -> jax.Array:
+  def _predict_impl(self, params, x, lr, timestep, conditions: Conditions) -> jax.Array:
     x, lr = (jax.lax.with_sharding_constraint(a, batched(self._mesh)) for a in (x, lr))
-    row = lambda table: jax.lax.dynamic_slice_in_dim(table, i, 1)
-    time = None if conditions.encoder_times is None else row(conditions.encoder_times)
-    structure = apply(self._encoder, params["time_aware_encoder"], lr, time, method="encode")
+    structure = apply(self._encoder, params["time_aware_encoder"], lr, timestep[None])
+    time = apply(self._unet, params["unet"], timestep[None], method="embed_time")
     denoise = lambda x, prompts, structure: apply(
-      self._unet, params["unet"], x, row(conditions.unet_times), prompts, structure, method="denoise"
+      self._unet, params["unet"], x, time, prompts, structure, method="denoise"
     )
     if len(jax.tree.leaves(conditions.prompts)[0]) == 1:
       return denoise(x, conditions.prompts, structure)
@@ -118,84 +116,124 @@ class Denoiser:
 
   def sample(
     self,
-    latents: Sequence[Float[Array | np.ndarray, "_ _ c"]],
-    lr_latents: Sequence[Float[Array | np.ndarray, "_ _ c"]],
-    noise: Callable[[int, int], jax.Array],
+    x: Float[Array, "h w c"],
+    lr: Float[Array, "h w c"],
+    sheet: Sheet,
+    noise: Callable[[Any], jax.Array],
     steps: Steps,
     conditions: Conditions,
     *,
-    tile: int,
-    overlap: int,
     progress: Callable[[int, int], object] | None = None,
-  ) -> list[Float[Array, "_ _ c"]]:
+  ) -> Float[Array, "h w c"]:
     """Aggregation sampling (3.3): every canvas is one diffusion, whatever its size.
 
-    At every step the tiles of all canvases go through the network together, overlapping predictions are averaged,
-    and the sampler moves whole canvases.
+    At every step the tiles of all canvases go through the network, overlapping predictions are averaged, and the
+    sampler moves whole canvases. A step is two dispatches for each batch of tiles.
 
     Args:
-      latents: K canvases (h_k, w_k, 4) float32 at the first step's timestep.
-      lr_latents: The LR images' latents, of the same shapes.
-      noise: Gives for (canvas k, step i) standard normal noise (h_k, w_k, 4).
-      tile: The side of a tile in latent pixels.
-      overlap: How many latent pixels of a tile its neighbour has, too.
-      progress: Called with (steps done, steps) as each step is finished.
+      x: Canvases on `sheet` at the first step's timestep, float32; its buffer is reused.
+      lr: The LR images' latents on the sheet.
+      noise: A pytree (`jax.tree_util.Partial`) that gives for the number of a step standard normal noise (h, w, c).
+      progress: Called with (steps done, steps) as each step is finished; the next one is running then.
 
     Returns:
-      K canvases (h_k, w_k, 4).
-
-    Raises:
-      ValueError: A canvas is smaller than a tile.
+      The canvases at the end of the steps, on the sheet.
     """
     # Canvas-sized work is replicated: it is little, and every device then has what its tiles need.
-    place = functools.partial(jax.device_put, device=replicated(self._mesh))
-    grids = [place(tiling.grid(x.shape[0], x.shape[1], tile, overlap)) for x in latents]
-    weights = place(tiling.gaussian_weights(tile))
-    batch = self._choose_tile_batch(sum(map(len, grids)))
-    canvases = [place(x) for x in latents]
-    split = functools.partial(_split, grids=grids, tile=tile, batch=batch)
-    lr_tiles = split([place(lr) for lr in lr_latents])
-    for i in range(len(steps.timesteps)):
-      predictions = [self.predict(x, lr, i, conditions) for x, lr in zip(split(canvases), lr_tiles, strict=True)]
-      noises = [place(noise(k, i)) for k in range(len(canvases))]
-      coefficients = Steps(*(column[i] for column in steps))
-      canvases = _advance(canvases, place(predictions), grids, weights, noises, coefficients)
+    x, lr, noise, weights, norm = jax.device_put(
+      (x, lr, noise, tiling.gaussian_weights(sheet.tile), sheet.weights), replicated(self._mesh)
+    )
+    batches, count = self.batches(sheet), len(steps.timesteps)
+    lr_tiles = [_split(lr, batch.starts, tile=sheet.tile) for batch in batches]
+    total, tiles, running = jnp.zeros_like(x), _split(x, batches[0].starts, tile=sheet.tile), None
+    for i in range(count):
+      row = Steps(*(column[i] for column in steps))
+      for batch, following, low in zip(batches, batches[1:], lr_tiles, strict=False):
+        prediction = self.predict(tiles, low, row.timesteps, conditions)
+        total, tiles = _next_batch(total, x, prediction, batch, following.starts, weights)
+      prediction = self.predict(tiles, lr_tiles[-1], row.timesteps, conditions)
+      x, total, tiles, done = _next_step(
+        x, total, prediction, batches[-1], batches[0].starts, weights, norm, noise, np.int32(i), row
+      )
       if progress is not None:
-        jax.block_until_ready(canvases)
-        progress(i + 1, len(steps.timesteps))
-    return canvases
+        # The devices must never wait for what is told: only the step before is awaited.
+        if running is not None:
+          jax.block_until_ready(running)
+          progress(i, count)
+        running = done
+    if progress is not None:
+      jax.block_until_ready(x)
+      progress(count, count)
+    return x
 
-  def _choose_tile_batch(self, tiles: int) -> int:
-    if self.tile_batch is None:
-      limit = _TILES_PER_CPU if self._platform == "cpu" else _TILES_PER_DEVICE
-      each = -(-tiles // self._mesh.size)
-      self.tile_batch = self._mesh.size * min(limit, 1 << (each - 1).bit_length())
-    return self.tile_batch
+  def batches(self, sheet: Sheet) -> list[Batch]:
+    """The tiles of a sheet in batches of few sizes, the last one filled up with copies of its last tile."""
+    found, first = [], 0
+    for size in self._sizes(len(sheet.starts), sheet.tile):
+      starts = sheet.starts[first : first + size]
+      filled = np.concatenate([starts, np.repeat(starts[-1:], size - len(starts), axis=0)])
+      found.append(Batch(filled, np.arange(size) < len(starts)))
+      first += size
+    return found
+
+  def most_tiles(self, tile: int) -> int:
+    """How many tiles of this side the network takes in one call, as far as the devices' memory allows."""
+    if self._tile_batch:
+      return self._tile_batch
+    if self._compute.platform == "cpu":
+      return self._mesh.size * _TILES_PER_CPU
+    assert self._config.unet is not None
+    need = _ARRAYS_OF_A_TILE * tile**2 * self._config.unet.channels * self._compute.jax_dtype.itemsize
+    affordable = min(max(free_memory(self._mesh) / 2 / need, 1), _TILES_PER_DEVICE)
+    return self._mesh.size * 2 ** int(math.log2(affordable))
+
+  def _sizes(self, tiles: int, tile: int) -> list[int]:
+    """Powers of two tiles for each device: the largest, and for the rest few calls that are mostly filled."""
+    most, devices = self.most_tiles(tile), self._mesh.size
+    if self._tile_batch:
+      return [most] * -(-tiles // most)
+    sizes = [most] * (tiles // most)
+    rest = tiles % most
+    while rest > 0:
+      power = 2 ** math.ceil(math.log2(-(-rest // devices)))
+      if rest < 0.75 * power * devices and power > 1:
+        power //= 2
+      sizes.append(power * devices)
+      rest -= power * devices
+    return sizes
 
 
-@functools.partial(jax.jit, static_argnames=("tile", "batch"))
-def _split(canvases: Sequence[jax.Array], *, grids: Sequence[jax.Array], tile: int, batch: int) -> list[jax.Array]:
-  """The tiles of all canvases in batches of one size; the last one is filled up with copies of its last tile."""
-  tiles = jnp.concatenate([tiling.split(x, grid, tile) for x, grid in zip(canvases, grids, strict=True)])
-  count = -(-len(tiles) // batch)
-  filled = jnp.concatenate([tiles, jnp.repeat(tiles[-1:], count * batch - len(tiles), axis=0)])
-  return list(filled.reshape(count, batch, *tiles.shape[1:]))
+@jax.jit(static_argnames="tile")
+def _split(sheet: jax.Array, starts: jax.Array, *, tile: int) -> jax.Array:
+  return tiling.split(sheet, starts, tile)
 
 
-@jax.jit
-def _advance(
-  canvases: Sequence[jax.Array],
-  predictions: Sequence[jax.Array],
-  grids: Sequence[jax.Array],
+@jax.jit(donate_argnums=0)
+def _next_batch(
+  total: jax.Array, x: jax.Array, prediction: jax.Array, batch: Batch, following: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Adds a batch's prediction to the step's sum, and cuts out the tiles of the batch after it."""
+  return tiling.collect(total, prediction, *batch, weights), tiling.split(x, following, len(weights))
+
+
+@jax.jit(donate_argnums=(0, 1))
+def _next_step(
+  x: jax.Array,
+  total: jax.Array,
+  prediction: jax.Array,
+  batch: Batch,
+  first: jax.Array,
   weights: jax.Array,
-  noises: Sequence[jax.Array],
+  norm: jax.Array,
+  noise: Callable[[Any], jax.Array],
+  number: jax.Array,
   coefficients: Steps,
-) -> list[jax.Array]:
-  """All canvases one step further, by the predictions for batches of tiles as `_split` made them."""
-  tiles, first, results = jnp.concatenate(predictions), 0, []
-  for x, grid, noise in zip(canvases, grids, noises, strict=True):
-    own = tiles[first : first + len(grid)]
-    prediction = tiling.aggregate(own, grid, weights, height=x.shape[0], width=x.shape[1])
-    results.append(step(x, prediction, noise, coefficients))
-    first += len(grid)
-  return results
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  """All canvases one step further by the average of the tiles' predictions, and the first tiles of the step after it.
+
+  Returns:
+    The canvases, the next step's empty sum, the tiles that begin at `first`, and something to wait for.
+  """
+  total = tiling.collect(total, prediction, *batch, weights)
+  x = step(x, total / norm, noise(number), coefficients)
+  return x, jnp.zeros_like(total), tiling.split(x, first, len(weights)), x[0, 0, 0]

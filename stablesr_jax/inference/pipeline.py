@@ -4,28 +4,29 @@ import functools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from stablesr_jax.checkpoints.store import EMBEDDED, NULL_PROMPT, Manifest, load_params, read_manifest
 from stablesr_jax.config import ComputeConfig, ModelConfig, SamplingConfig
 from stablesr_jax.diffusion import samplers
 from stablesr_jax.diffusion.schedule import add_noise
 from stablesr_jax.errors import UserError
-from stablesr_jax.inference import color
+from stablesr_jax.inference import color, frames
 from stablesr_jax.inference.denoiser import Denoiser
-from stablesr_jax.inference.tiled_autoencoder import SIDE_MULTIPLE, TiledAutoencoder
+from stablesr_jax.inference.tiled_autoencoder import TiledAutoencoder
+from stablesr_jax.inference.tiling import Sheet
 from stablesr_jax.models import winograd
 from stablesr_jax.models.components import modules
 from stablesr_jax.models.kl_autoencoder import sample_posterior
 from stablesr_jax.models.parameters import Params, apply
 from stablesr_jax.models.tokenizer import tokenize
 from stablesr_jax.parallel import data_mesh, for_devices, platform, replicated
-from stablesr_jax.pixels import Picture, fit, like, pad_to_multiple, shrink, to_float
+from stablesr_jax.pixels import Picture, like, to_float
 
 Progress = Callable[[int, int], object]
 
@@ -58,9 +59,10 @@ class StableSR:
     Args:
       params: The parts "unet", "time_aware_encoder", "autoencoder" and "null_prompt".
       mesh: The devices that share the tiles; by default all.
-      tile_batch: The number of tiles in one call of the network; by default 1 on CPU, up to 8 for each accelerator.
-      autoencoder_tile: The largest side in pixels that the autoencoder takes whole; larger pictures go through it in
-        overlapping pieces of this size, so that memory does not grow with the picture.
+      tile_batch: The number of tiles in every call of the network; by default chosen for each call, from 1 to 32 for
+        each accelerator as its memory allows, and 1 on a CPU.
+      autoencoder_tile: The side in pixels of the largest square that a device's autoencoder takes whole; larger
+        pictures go through it in overlapping pieces of this size, so that memory does not grow with the picture.
       model_path: Where to find the text encoder when a prompt first needs it.
     """
     self.manifest, self.config = manifest, manifest.architecture
@@ -71,7 +73,9 @@ class StableSR:
     self._mesh = mesh or data_mesh()
     self._compute, self._path = for_devices(compute, self._mesh), model_path
     self.denoiser = Denoiser(self.config, params, self._compute, self._mesh, tile_batch)
-    self.autoencoder = TiledAutoencoder(self.config.autoencoder, params["autoencoder"], self._compute, autoencoder_tile)
+    self.autoencoder = TiledAutoencoder(
+      self.config.autoencoder, params["autoencoder"], self._compute, self._mesh, autoencoder_tile
+    )
     self._prompts: dict[str, jax.Array] = {"": params[NULL_PROMPT]}
 
   @classmethod
@@ -173,32 +177,50 @@ class StableSR:
     self.check(sampling)
     if not (scale > 0 and math.isfinite(scale)):
       raise UserError(f"scale {scale}: must be a positive number")
-    sizes = [self._working_size(image, scale, sampling.tile_size) for image in images]
-    resized, padded = zip(*(_resize(image, size) for image, size in zip(images, sizes, strict=True)), strict=True)
-    encoded = [self.autoencoder.encode(image) for image in padded]
-    start = functools.partial(_start, self.config, sampling.start_step, sampling.start_noise)
-    latents, noised = zip(*(start(moments, key) for (moments, _), key in zip(encoded, keys, strict=True)), strict=True)
+    plans = [self._plan(image, scale, sampling.tile_size) for image in images]
+    bunches = self._bunches(plans)
+    order = [number for bunch in bunches for number in bunch]
+    f, channels = self.autoencoder.config.downsampling, self.autoencoder.config.latent_channels
+    sheet = Sheet.of(
+      [plans[number].latent_size for number in order],
+      [plans[number].space(f) for number in order],
+      sampling.tile_size,
+      sampling.overlap,
+    )
+    x, low = (jnp.zeros((*sheet.shape, channels)) for _ in range(2))
+    encoded, first = [], 0
+    for bunch in bunches:
+      lr, padded = _joined([plans[number].prepare(images[number], f) for number in bunch])
+      sides = np.array([plans[number].latent_size for number in bunch], np.int32)
+      moments, features = self.autoencoder.encode(padded, sides)
+      latents, noised = _start(
+        self.config, sampling.start_step, sampling.start_noise, moments, [keys[number] for number in bunch]
+      )
+      x, low = sheet.lay(x, noised, first), sheet.lay(low, latents, first)
+      encoded.append((lr, padded, sides, features))
+      first += len(bunch)
     steps = samplers.plan(self.config.diffusion, sampling)
-    sampled = self.denoiser.sample(
-      noised,
-      latents,
-      lambda k, i: _step_noise(keys[k], i, latents[k].shape),
-      steps,
-      self.denoiser.condition(steps, self._embed(self._prompts_of(sampling)), sampling.guidance_scale),
-      tile=sampling.tile_size,
-      overlap=sampling.overlap,
-      progress=progress,
+    conditions = self.denoiser.condition(self._embed(self._prompts_of(sampling)), sampling.guidance_scale)
+    # As many keys as a power of two, so that few programs serve any number of pictures.
+    drawn = [keys[number] for number in order] + [keys[0]] * ((1 << (len(order) - 1).bit_length()) - len(order))
+    noise = frames.Noise(drawn, sheet.canvas, sheet.row, (sheet.shape[1], channels))
+    x = self.denoiser.sample(
+      x, low, sheet, jax.tree_util.Partial(_step_noise, noise), steps, conditions, progress=progress
     )
 
-    results = []
-    for original, lr, image, (_, features), latent in zip(images, resized, padded, encoded, sampled, strict=True):
-      decoded = self.autoencoder.decode(latent, image, features, sampling.fidelity_weight)
-      result = np.asarray(_finish(decoded, lr, size=scaled_size(original, scale), color_fix=sampling.color_fix))
-      if not np.isfinite(result).all():
-        advice = "" if self._compute.dtype == "float32" else "; try float32 precision"
-        raise UserError(f"the result has values that are not finite{advice}")
-      results.append(result)
-    return results
+    results, first = {}, 0
+    for bunch, (lr, padded, sides, features) in zip(bunches, encoded, strict=True):
+      latents = sheet.take(x, first, len(bunch), plans[bunch[0]].space(f))
+      decoded = self.autoencoder.decode(latents, padded, sides, features, sampling.fidelity_weight)
+      working = np.array([plans[number].working for number in bunch], np.int32)
+      finished = _finish(decoded, lr, working, color_fix=sampling.color_fix)
+      for number, restored in zip(bunch, finished, strict=True):
+        results[number] = plans[number].finish(restored)
+        if not np.isfinite(results[number]).all():
+          advice = "" if self._compute.dtype == "float32" else "; try float32 precision"
+          raise UserError(f"the result has values that are not finite{advice}")
+      first += len(bunch)
+    return [results[number] for number in range(len(images))]
 
   def check(self, sampling: SamplingConfig) -> None:
     """Raises UserError if this model cannot do what the settings ask for."""
@@ -209,18 +231,36 @@ class StableSR:
       if prompt not in self._prompts and (self.config.text_encoder is None or self._path is None):
         raise UserError(f"{name} {prompt!r}: this model has no text encoder; only the null prompt is possible")
 
-  def _working_size(self, image: np.ndarray, scale: float, tile: int) -> tuple[int, int]:
-    """The sides times `scale`, and more where the shorter one would be less than a tile."""
+  def _plan(self, image: np.ndarray, scale: float, tile: int) -> "_Plan":
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
       raise UserError(f"image of shape {image.shape}: expected (height, width, 3)")
-    size = scaled_size(image, scale)
-    shortest = tile * self.autoencoder.config.downsampling
-    if (factor := shortest / min(size)) > 1:
-      size = (max(shortest, round(size[0] * factor)), max(shortest, round(size[1] * factor)))
-      if size[0] * size[1] > _MOST_PIXELS:
+    f, size = self.autoencoder.config.downsampling, scaled_size(image, scale)
+    working = size
+    # The shorter side has a tile at least.
+    if (factor := tile * f / min(size)) > 1:
+      working = (max(tile * f, round(size[0] * factor)), max(tile * f, round(size[1] * factor)))
+      if working[0] * working[1] > _MOST_PIXELS:
         height, width = image.shape[:2]
         raise UserError(f"image of {width}x{height} pixels: too long for tiles of {tile} latent pixels")
-    return size
+    latent_size = -(-working[0] // f), -(-working[1] // f)
+    return _Plan(size, working, latent_size, frames.around((f * latent_size[0], f * latent_size[1])))
+
+  def _bunches(self, plans: "Sequence[_Plan]") -> list[list[int]]:
+    """The pictures that go through the autoencoder together: of one frame, in numbers that are powers of two for each
+    device, as many as the devices take. Where they are fewer than the devices, each goes alone. So it does on a CPU,
+    which gains nothing from company."""
+    devices, found = self._mesh.size, []
+    alike: dict[tuple[int, int], list[int]] = {}
+    for number, plan in enumerate(plans):
+      alike.setdefault(plan.frame, []).append(number)
+    for frame, numbers in alike.items():
+      most = 1 if self._compute.platform == "cpu" and devices == 1 else self.autoencoder.most(frame)
+      while numbers:
+        each = min(most, len(numbers)) // devices
+        size = devices << (each.bit_length() - 1) if each else 1
+        found.append(numbers[:size])
+        numbers = numbers[size:]
+    return found
 
   def _prompts_of(self, sampling: SamplingConfig) -> list[str]:
     """The prompt, and behind it the negative prompt where guidance needs it."""
@@ -251,14 +291,70 @@ def scaled_size(image: np.ndarray, scale: float) -> tuple[int, int]:
   return max(1, round(height * scale)), max(1, round(width * scale))
 
 
+class _Plan(NamedTuple):
+  """The sizes that a picture goes through.
+
+  Attributes:
+    size: The result's height and width.
+    working: Those that it is restored at: the result's, or more where a side would be shorter than a tile.
+    latent_size: Its latent's.
+    frame: Those of its frame, in pixels.
+  """
+
+  size: tuple[int, int]
+  working: tuple[int, int]
+  latent_size: tuple[int, int]
+  frame: tuple[int, int]
+
+  def space(self, downsampling: int) -> tuple[int, int]:
+    """The frame's sides in latent pixels."""
+    return self.frame[0] // downsampling, self.frame[1] // downsampling
+
+  def prepare(
+    self, image: Float[np.ndarray, "h w 3"], downsampling: int
+  ) -> tuple[Float[Array, "1 H W 3"], Float[Array, "1 H W 3"]]:
+    """The picture at its working size, in [0, 1]; and in [-1, 1], reflected to whole latent pixels."""
+    source = image.shape[0], image.shape[1]
+    return _prepare(
+      frames.put(image, frames.around(source)),
+      np.array(source, np.int32),
+      np.array(self.working, np.int32),
+      frame=self.frame,
+      way=_way(source, self.working),
+    )
+
+  def finish(self, restored: Float[Array, "H W 3"]) -> Float[np.ndarray, "_ _ 3"]:
+    """The picture without its frame, at the result's size."""
+    if self.working != self.size:
+      sizes = np.array([self.working, self.size], np.int32)
+      restored = frames.resize(restored, *sizes, frame=frames.around(self.size), way=_way(self.working, self.size))
+    return np.asarray(restored)[: self.size[0], : self.size[1]]
+
+
+def _way(before: tuple[int, int], after: tuple[int, int]) -> Literal["enlarge", "shrink"]:
+  return "shrink" if after[0] < before[0] or after[1] < before[1] else "enlarge"
+
+
 # What is small is compiled in few programs: each costs a start of the process some 20 ms, whatever it does.
 
 
-@functools.partial(jax.jit, static_argnames="size")
-def _resize(image: Float[Array, "h w 3"], size: tuple[int, int]) -> tuple[Float[Array, "H W 3"], Float[Array, "P Q 3"]]:
-  """The picture brought to `size`, bicubic; and this in [-1, 1], padded for the networks."""
-  resized = fit(image, size)
-  return resized, pad_to_multiple(resized * 2 - 1, SIDE_MULTIPLE)
+@functools.partial(jax.jit, static_argnames=("frame", "way"))
+def _prepare(
+  image: jax.Array, source: jax.Array, working: jax.Array, *, frame: tuple[int, int], way: Literal["enlarge", "shrink"]
+) -> tuple[jax.Array, jax.Array]:
+  resized = frames.resize(image, source, working, frame=frame, way=way)
+  return resized[None], frames.reflect(resized * 2 - 1, working)[None]
+
+
+def _joined(pictures: list[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.Array]:
+  """One batch of all."""
+  return pictures[0] if len(pictures) == 1 else _concatenated(pictures)
+
+
+@jax.jit
+def _concatenated(pictures: list[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.Array]:
+  lr, padded = zip(*pictures, strict=True)
+  return jnp.concatenate(lr), jnp.concatenate(padded)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -266,28 +362,26 @@ def _start(
   config: ModelConfig,
   start_step: int,
   start_noise: float | Float[Array, ""],
-  moments: Float[Array, "h w m"],
-  key: Key[Array, ""],
-) -> tuple[Float[Array, "h w c"], Float[Array, "h w c"]]:
-  """The LR picture's latent, and where sampling starts: this, noised."""
+  moments: Float[Array, "b h w m"],
+  keys: Sequence[Key[Array, ""]],
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
+  """The LR pictures' latents, and where sampling starts: these, noised."""
   assert config.autoencoder is not None
-  shape = (*moments.shape[:2], config.autoencoder.latent_channels)
-  noise = lambda purpose: start_noise * jax.random.normal(jax.random.fold_in(key, purpose), shape)
-  latent = config.autoencoder.scale_factor * sample_posterior(moments, noise(_POSTERIOR))
-  return latent, add_noise(config.diffusion, latent, noise(_START), start_step)
+  b, h, w, _ = moments.shape
+  channels = config.autoencoder.latent_channels
+  noise = frames.Noise(keys, jnp.repeat(jnp.arange(b), h), jnp.tile(jnp.arange(h), b), (w, channels))
+  draw = lambda purpose: start_noise * noise(purpose).reshape(b, h, w, channels)
+  latent = config.autoencoder.scale_factor * sample_posterior(moments, draw(_POSTERIOR))
+  return latent, add_noise(config.diffusion, latent, draw(_START), start_step)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _step_noise(key: Key[Array, ""], i: int | jax.Array, shape: tuple[int, ...]) -> Float[Array, "h w c"]:
-  return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, _STEPS), i), shape)
+def _step_noise(noise: frames.Noise, number: jax.Array) -> Float[Array, "h w c"]:
+  return noise(_STEPS, number)
 
 
-@functools.partial(jax.jit, static_argnames=("size", "color_fix"))
+@functools.partial(jax.jit, static_argnames="color_fix")
 def _finish(
-  decoded: Float[Array, "P Q 3"], lr: Float[Array, "H W 3"], *, size: tuple[int, int], color_fix: str
-) -> Float[Array, "{size[0]} {size[1]} 3"]:
-  """The decoder's picture without its padding, in [0, 1], in the colours of `lr`, at its final size."""
-  restored = color.fix((decoded[: lr.shape[0], : lr.shape[1]] + 1) / 2, lr, color_fix)
-  if restored.shape[:2] != size:
-    restored = shrink(restored, size)
-  return jnp.clip(restored, 0, 1)
+  decoded: Float[Array, "b h w 3"], lr: Float[Array, "b h w 3"], working: Int[Array, "b 2"], *, color_fix: str
+) -> Float[Array, "b h w 3"]:
+  """The decoder's pictures in [0, 1], in the colours of `lr`."""
+  return jnp.clip(color.fix((decoded + 1) / 2, lr, color_fix, working), 0, 1)

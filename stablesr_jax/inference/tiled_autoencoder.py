@@ -1,114 +1,157 @@
-"""The autoencoder for images of any size, whole or in overlapping pieces."""
+"""The autoencoder for pictures of any size: several at once, one divided over devices, or in overlapping pieces."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from stablesr_jax.compilation import compiler_options
 from stablesr_jax.config import AutoencoderConfig, ComputeConfig
-from stablesr_jax.inference import tiling
+from stablesr_jax.inference import frames, tiling
 from stablesr_jax.models.kl_autoencoder import Autoencoder
 from stablesr_jax.models.parameters import Params, apply
 
-# Both sides of an image are divisible by this many pixels: what the networks need, and few shapes to compile for.
-SIDE_MULTIPLE = 64
+# Pieces of a picture have sides of as many pixels: those of frames.
+_PIECE_MULTIPLE = frames.SMALLEST
+
+Sides = Int[np.ndarray, "b 2"]
 
 
 class Encoded(NamedTuple):
-  """What `TiledAutoencoder.encode` knows of an image.
+  """What `TiledAutoencoder.encode` knows of pictures.
 
   Attributes:
     moments: The moments of the posterior (see `kl_autoencoder.posterior`).
-    features: The features that CFW wraps; None without CFW, or if the image went through in pieces.
+    features: The features that CFW wraps; None without CFW, or if the pictures went through in pieces.
   """
 
-  moments: Float[Array, "h w c"]
+  moments: Float[Array, "b h w c"]
   features: list[jax.Array] | None
 
 
 class TiledAutoencoder:
-  """Encodes and decodes one image at a time, so that memory does not grow with the image.
+  """Encodes and decodes pictures in frames.
 
-  Pieces are blended linearly over a quarter of their side. The GroupNorm statistics of a piece are its own, so the
-  result is not exactly that of the whole image.
+  Where there are as many pictures as devices they are divided among these, otherwise each picture's rows are: exactly,
+  as statistics and attention are of the whole. What is larger than the devices take goes through in pieces, so that
+  memory does not grow with the picture. They are blended linearly over a quarter of their side; the GroupNorm
+  statistics of a piece are its own, so the result is not exactly that of the whole picture.
 
   Attributes:
-    tile: The largest side in pixels that goes through whole, and the side of a piece; a multiple of SIDE_MULTIPLE.
+    tile: The side in pixels of the largest square that a device takes, and of a piece; a multiple of 64.
   """
 
-  def __init__(self, config: AutoencoderConfig, params: Params, compute: ComputeConfig, tile: int = 1024):
-    self.config, self.tile = config, max(tile // SIDE_MULTIPLE, 1) * SIDE_MULTIPLE
-    self._module, self._params = Autoencoder(config, compute), params
+  def __init__(
+    self, config: AutoencoderConfig, params: Params, compute: ComputeConfig, mesh: jax.sharding.Mesh, tile: int = 1024
+  ):
+    self.config, self.tile = config, max(tile // _PIECE_MULTIPLE, 1) * _PIECE_MULTIPLE
+    self._module, self._params, self._mesh = Autoencoder(config, compute), params, mesh
     options = compiler_options(compute.platform)
     self._encode = jax.jit(self._encode_impl, compiler_options=options)
     self._decode = jax.jit(self._decode_impl, compiler_options=options)
     self._decode_piece = jax.jit(self._decode_piece_impl, compiler_options=options)
 
-  def encode(self, image: Float[Array, "h w 3"]) -> Encoded:
-    """Encodes an image in [-1, 1], both sides divisible by SIDE_MULTIPLE."""
-    corners, (height, width) = self._pieces(image)
-    if len(corners) == 1:
-      return self._encode(self._params, image)
-    f = self.config.downsampling
-    blend = tiling.Blend((image.shape[0] // f, image.shape[1] // f), (height // f, width // f), self._overlap // f)
-    for y, x in corners:
-      blend.add(self._encode(self._params, tiling.crop(image, y, x, height, width)).moments, y // f, x // f)
-    return Encoded(blend.result(), None)
+  def whole(self, frame: tuple[int, ...]) -> bool:
+    """Whether the devices together take pictures in such a frame whole."""
+    return frame[0] * frame[1] <= self._mesh.size * self.tile**2
+
+  def most(self, frame: tuple[int, int]) -> int:
+    """How many pictures in such a frame the devices take at once; 1 where one goes through in pieces."""
+    return max(self._mesh.size * self.tile**2 // (frame[0] * frame[1]), 1)
+
+  def encode(self, pictures: Float[Array, "b h w 3"], sides: Sides) -> Encoded:
+    """Encodes pictures.
+
+    Args:
+      pictures: Pictures in [-1, 1], in frames; several only if they go through whole.
+      sides: Their heights and widths in latent pixels, of `config.downsampling` pixels each.
+
+    Returns:
+      Their moments, each in a frame of latent pixels.
+    """
+    if self.whole(pictures.shape[1:3]):
+      return self._encode(self._params, self._divided(pictures), sides)
+    f, blend = self.config.downsampling, None
+    for y, x, piece, size in self._pieces(pictures, sides):
+      blend = blend or tiling.Blend(self._frame(pictures, f), size, self.tile // 4 // f)
+      encoded = self._encode(self._params, self._divided(piece), np.array([size], np.int32))
+      blend.add(encoded.moments[0], y, x)
+    assert blend is not None
+    return Encoded(blend.result()[None], None)
 
   def decode(
     self,
-    latent: Float[Array, "h w c"],
-    image: Float[Array, "H W 3"],
+    latents: Float[Array, "b h w c"],
+    pictures: Float[Array, "b H W 3"],
+    sides: Sides,
     features: list[jax.Array] | None,
     fidelity_weight: float,
-  ) -> Float[Array, "H W 3"]:
-    """Decodes the diffusion's latent, which is `config.scale_factor` times the autoencoder's.
+  ) -> Float[Array, "b H W 3"]:
+    """Decodes the diffusion's latents, which are `config.scale_factor` times the autoencoder's.
 
     Args:
-      image: The LR image at the output's size, as it was encoded.
-      features: The features of `encode(image)`.
+      pictures: The LR pictures at the output's size, as they were encoded.
+      sides: As for `encode`.
+      features: The features of `encode(pictures, sides)`.
       fidelity_weight: The w of CFW in [0, 1].
 
     Returns:
-      An image of about [-1, 1], not clipped, float32.
+      Pictures of about [-1, 1], not clipped, float32, in the frames of `pictures`.
     """
     weight = jnp.float32(fidelity_weight)
-    corners, (height, width) = self._pieces(image)
-    if len(corners) == 1:
-      return self._decode(self._params, latent, features, weight)
-    f = self.config.downsampling
-    blend = tiling.Blend(image.shape[:2], (height, width), self._overlap)
-    for y, x in corners:
-      piece = tiling.crop(image, y, x, height, width)
-      latent_piece = tiling.crop(latent, y // f, x // f, height // f, width // f)
-      blend.add(self._decode_piece(self._params, latent_piece, piece, weight), y, x)
-    return blend.result()
+    if self.whole(pictures.shape[1:3]):
+      return self._decode(self._params, self._divided(latents), sides, features, weight)
+    f, blend = self.config.downsampling, None
+    for y, x, piece, size in self._pieces(pictures, sides):
+      blend = blend or tiling.Blend(self._frame(pictures), (f * size[0], f * size[1]), self.tile // 4)
+      height, width = (side // f for side in piece.shape[1:3])
+      latent = self._divided(tiling.crop(latents[0], y, x, height, width)[None])
+      decoded = self._decode_piece(self._params, latent, self._divided(piece), np.array([size], np.int32), weight)
+      blend.add(decoded[0], f * y, f * x)
+    assert blend is not None
+    return blend.result()[None]
 
-  @property
-  def _overlap(self) -> int:
-    return self.tile // 4
+  def _frame(self, pictures: jax.Array, unit: int = 1) -> tuple[int, int]:
+    return pictures.shape[1] // unit, pictures.shape[2] // unit
 
-  def _pieces(self, image: jax.Array) -> tuple[list[tuple[int, int]], tuple[int, int]]:
-    """Where pieces of an image start, and their sides; all in pixels, and multiples of a latent pixel."""
+  def _pieces(
+    self, pictures: jax.Array, sides: Sides
+  ) -> Iterator[tuple[int, int, Float[Array, "1 h w 3"], tuple[int, int]]]:
+    """The pieces of a picture: top and left, the piece in its frame, height and width, all but the piece in latent
+    pixels. All pieces are of one size."""
+    [picture], [(height, width)] = pictures, sides.tolist()
     f = self.config.downsampling
-    height, width = (min(side, self.tile) for side in image.shape[:2])
+    tile, overlap = self.tile // f, self.tile // 4 // f
+    size = min(height, tile), min(width, tile)
+    shape = [self.tile if side == tile else frames.length(f * side, frames.SMALLEST) for side in size]
     rows, columns = (
-      tiling.offsets(side // f, piece // f, min(self._overlap, piece - f) // f)
-      for side, piece in zip(image.shape[:2], (height, width), strict=True)
+      tiling.offsets(side, piece, min(overlap, piece - 1)) for side, piece in zip((height, width), size, strict=True)
     )
-    return [(f * y, f * x) for y in rows for x in columns], (height, width)
+    for y in rows:
+      for x in columns:
+        yield y, x, tiling.crop(picture, f * y, f * x, shape[0], shape[1])[None], size
 
-  def _encode_impl(self, params: Params, image: jax.Array) -> Encoded:
-    moments, features = apply(self._module, params, image[None], method="encode")
-    return Encoded(moments[0], features if self.config.cfw else None)
+  def _divided(self, batch: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Puts a batch on the devices: divided by pictures, or by rows, or where neither can be, whole on each."""
+    devices = self._mesh.size
+    pictures, rows = (batch.shape[axis] % devices == 0 for axis in (0, 1))
+    spec = jax.P("data") if pictures else jax.P(None, "data") if rows else jax.P()
+    return jax.device_put(batch, jax.NamedSharding(self._mesh, spec))
+
+  def _encode_impl(self, params: Params, pictures: jax.Array, sides: jax.Array) -> Encoded:
+    moments, features = apply(self._module, params, pictures, sides, method="encode")
+    return Encoded(moments, features if self.config.cfw else None)
 
   def _decode_impl(
-    self, params: Params, latent: jax.Array, features: list[jax.Array] | None, weight: jax.Array
+    self, params: Params, latents: jax.Array, sides: jax.Array, features: list[jax.Array] | None, weight: jax.Array
   ) -> jax.Array:
-    z = latent[None] / self.config.scale_factor
-    return apply(self._module, params, z, features, weight, method="decode")[0]
+    z = latents / self.config.scale_factor
+    return apply(self._module, params, z, features, weight, sides, method="decode")
 
-  def _decode_piece_impl(self, params: Params, latent: jax.Array, image: jax.Array, weight: jax.Array) -> jax.Array:
-    return self._decode_impl(params, latent, self._encode_impl(params, image).features, weight)
+  def _decode_piece_impl(
+    self, params: Params, latents: jax.Array, pictures: jax.Array, sides: jax.Array, weight: jax.Array
+  ) -> jax.Array:
+    return self._decode_impl(params, latents, sides, self._encode_impl(params, pictures, sides).features, weight)

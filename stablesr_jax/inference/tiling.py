@@ -1,11 +1,17 @@
-"""Aggregation sampling's geometry: overlapping tiles of a canvas and their weighted average (3.3, appendix B)."""
+"""Aggregation sampling's geometry: overlapping tiles of canvases and their weighted average (3.3, appendix B)."""
 
-import functools
+import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
+
+from stablesr_jax.inference import frames
+
+# The shortest side of a sheet, in latent pixels.
+_SMALLEST = 8
 
 
 def offsets(size: int, tile: int, overlap: int) -> list[int]:
@@ -42,15 +48,93 @@ def gaussian_weights(tile: int, variance: float = 0.01) -> Float[np.ndarray, "{t
   return np.outer(profile(tile / 2), profile((tile - 1) / 2)).astype(np.float32)
 
 
-@functools.partial(jax.jit, static_argnames="tile")
+@dataclasses.dataclass(frozen=True)
+class Sheet:
+  """Canvases of several pictures below each other in one array, of few shapes, so that one program moves them all.
+
+  Attributes:
+    tile: The side of a tile.
+    shape: The height and width of the array.
+    tops: The row where each canvas begins.
+    canvas: For each row of the array the number of the canvas that it belongs to.
+    row: For each row of the array which row of its canvas it is.
+    starts: The top and left of every tile on the sheet, (t, 2) int32, canvas by canvas.
+    weights: The sum of the tiles' weights at every pixel, (*shape, 1); 1 where no tile lies.
+  """
+
+  tile: int
+  shape: tuple[int, int]
+  tops: tuple[int, ...]
+  canvas: Int[np.ndarray, " h"]
+  row: Int[np.ndarray, " h"]
+  starts: Int[np.ndarray, "t 2"]
+  weights: Float[np.ndarray, "h w 1"]
+
+  @classmethod
+  def of(cls, sizes: Sequence[tuple[int, int]], spaces: Sequence[tuple[int, int]], tile: int, overlap: int) -> "Sheet":
+    """A sheet for canvases of `sizes` (height, width), each in an array of its own of the size in `spaces`.
+
+    Raises:
+      ValueError: A canvas is smaller than a tile.
+    """
+    heights = [height for height, _ in spaces]
+    shape = frames.length(sum(heights), _SMALLEST), frames.length(max(width for _, width in spaces), _SMALLEST)
+    tops = np.cumsum([0, *heights[:-1]])
+    grids = [grid(*size, tile, overlap) + np.array([top, 0], np.int32) for size, top in zip(sizes, tops, strict=True)]
+    starts, weights = np.concatenate(grids), np.zeros((*shape, 1), np.float32)
+    for y, x in starts:
+      weights[y : y + tile, x : x + tile, 0] += gaussian_weights(tile)
+    canvas = np.minimum(np.searchsorted(np.cumsum(heights), np.arange(shape[0]), side="right"), len(heights) - 1)
+    row = np.arange(shape[0]) - tops[canvas]
+    return cls(
+      tile, shape, tuple(map(int, tops)), canvas.astype(np.int32), row.astype(np.int32), starts,
+      np.where(weights > 0, weights, 1),
+    )  # fmt: skip
+
+  def lay(self, sheet: Float[Array, "h w c"], canvases: Float[Array, "k _ _ c"], first: int) -> Float[Array, "h w c"]:
+    """The sheet with canvases in their places, the `first`-th and those after it; its old buffer is reused."""
+    return _lay(sheet, canvases, np.array(self.tops[first : first + len(canvases)], np.int32))
+
+  def take(
+    self, sheet: Float[Array, "h w c"], first: int, count: int, space: tuple[int, int]
+  ) -> Float[Array, "{count} {space[0]} {space[1]} c"]:
+    """`count` canvases from the `first`-th on, in arrays of the size `space`."""
+    return _take(sheet, np.array(self.tops[first : first + count], np.int32), space=space)
+
+
 def split(
   canvas: Float[Array, "h w c"], starts: Int[Array | np.ndarray, "t 2"], tile: int
 ) -> Float[Array, "t {tile} {tile} c"]:
   """The tiles of a canvas whose top and left are `starts`."""
-  return jax.vmap(lambda start: crop(canvas, start[0], start[1], tile, tile))(starts)
+  return jax.vmap(lambda start: jax.lax.dynamic_slice(canvas, (*start, 0), (tile, tile, canvas.shape[-1])))(starts)
 
 
-@functools.partial(jax.jit, static_argnames=("height", "width"))
+def collect(
+  total: Float[Array, "h w c"],
+  tiles: Float[Array, "t s s c"],
+  starts: Int[Array | np.ndarray, "t 2"],
+  used: Bool[Array | np.ndarray, " t"],
+  weights: Float[Array | np.ndarray, "s s"],
+) -> Float[Array, "h w c"]:
+  """Adds tiles, weighted, to the sum of those before them.
+
+  They are added one after the other, so that the sum does not depend on how they were batched.
+
+  Args:
+    used: Whether a tile counts, or only fills its batch.
+  """
+
+  def add(total: jax.Array, placed: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+    tile, start, used = placed
+    corner = (start[0], start[1], 0)
+    before = jax.lax.dynamic_slice(total, corner, tile.shape)
+    after = before + jnp.where(used, jnp.asarray(weights)[..., None] * tile, 0)
+    return jax.lax.dynamic_update_slice(total, after, corner), None
+
+  return jax.lax.scan(add, total, (tiles, jnp.asarray(starts), jnp.asarray(used)))[0]
+
+
+@jax.jit(static_argnames=("height", "width"))
 def crop(
   image: Float[Array, "h w c"], y: int | jax.Array, x: int | jax.Array, height: int, width: int
 ) -> Float[Array, "{height} {width} c"]:
@@ -58,33 +142,16 @@ def crop(
   return jax.lax.dynamic_slice(image, (y, x, 0), (height, width, image.shape[-1]))
 
 
-@functools.partial(jax.jit, static_argnames=("height", "width"))
-def aggregate(
-  tiles: Float[Array, "t s s c"],
-  starts: Int[Array | np.ndarray, "t 2"],
-  weights: Float[Array | np.ndarray, "s s"],
-  *,
-  height: int,
-  width: int,
-) -> Float[Array, "{height} {width} c"]:
-  """The average of tiles where they overlap, with positive weights.
+@jax.jit(donate_argnums=0)
+def _lay(sheet: jax.Array, canvases: jax.Array, tops: jax.Array) -> jax.Array:
+  for canvas, top in zip(canvases, tops, strict=True):
+    sheet = jax.lax.dynamic_update_slice(sheet, canvas, (top, 0, 0))
+  return sheet
 
-  Tiles are added in order, so the sum does not depend on how they were batched.
-  """
 
-  def add(canvases, placed):
-    tile, start = placed
-
-    def put(canvas: jax.Array, value: jax.Array) -> jax.Array:
-      corner = (start[0], start[1], 0)
-      return jax.lax.dynamic_update_slice(canvas, jax.lax.dynamic_slice(canvas, corner, value.shape) + value, corner)
-
-    return (put(canvases[0], tile), put(canvases[1], jnp.asarray(weights)[..., None])), None
-
-  weighted = jax.vmap(lambda tile: tile * weights[..., None])(tiles)
-  empty = (jnp.zeros((height, width, tiles.shape[-1]), tiles.dtype), jnp.zeros((height, width, 1), weights.dtype))
-  (total, norm), _ = jax.lax.scan(add, empty, (weighted, starts))
-  return total / norm
+@jax.jit(static_argnames="space")
+def _take(sheet: jax.Array, tops: jax.Array, *, space: tuple[int, int]) -> jax.Array:
+  return jax.vmap(lambda top: jax.lax.dynamic_slice(sheet, (top, 0, 0), (*space, sheet.shape[-1])))(tops)
 
 
 class Blend:
@@ -93,25 +160,35 @@ class Blend:
   A piece counts fully in its middle and falls linearly to its edges over the overlap, so that joins do not show.
   """
 
-  def __init__(self, shape: tuple[int, ...], sides: tuple[int, int], overlap: int):
-    """A canvas of `shape` (height, width), pieces of `sides`."""
-    self._shape = tuple(shape[:2])
+  def __init__(self, frame: tuple[int, int], sides: tuple[int, int], overlap: int):
+    """A canvas in a frame (height, width), and pieces of which `sides` count."""
+    self._frame = frame
     self._weights = np.outer(*(_ramp(side, overlap) for side in sides))[..., None]
-    self._total: np.ndarray | None = None
-    self._norm = np.zeros((*self._shape, 1), np.float32)
+    self._total: jax.Array | None = None
 
   def add(self, piece: Float[Array, "h w c"], y: int, x: int) -> None:
-    """Adds a piece (*sides, C) whose top left corner is at (y, x)."""
+    """Adds a piece in its frame whose top left corner is at (y, x)."""
     if self._total is None:
-      self._total = np.zeros((*self._shape, piece.shape[-1]), np.float32)
-    region = np.s_[y : y + piece.shape[0], x : x + piece.shape[1]]
-    self._total[region] += np.asarray(piece) * self._weights
-    self._norm[region] += self._weights
+      self._total = jnp.zeros((*self._frame, piece.shape[-1] + 1), jnp.float32)
+    self._total = _blend(self._total, piece, frames.put(self._weights, (piece.shape[0], piece.shape[1])), y, x)
 
   def result(self) -> Float[Array, "h w c"]:
-    """(height, width, C), once all of it is covered."""
+    """The canvas in its frame, once all of it is covered."""
     assert self._total is not None
-    return jnp.asarray(self._total / self._norm)
+    return _blended(self._total)
+
+
+@jax.jit(donate_argnums=0)
+def _blend(total: jax.Array, piece: jax.Array, weights: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
+  """Adds a piece to the weighted sum; its last channel sums the weights."""
+  piece = jnp.concatenate([jnp.where(weights > 0, piece, 0), jnp.ones_like(weights)], axis=-1) * weights
+  before = jax.lax.dynamic_slice(total, (y, x, 0), piece.shape)
+  return jax.lax.dynamic_update_slice(total, before + piece, (y, x, 0))
+
+
+@jax.jit
+def _blended(total: jax.Array) -> jax.Array:
+  return total[..., :-1] / jnp.where(total[..., -1:] > 0, total[..., -1:], 1)
 
 
 def _ramp(side: int, overlap: int) -> np.ndarray:

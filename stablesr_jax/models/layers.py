@@ -5,11 +5,15 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from stablesr_jax.config import ComputeConfig
 from stablesr_jax.models import winograd
 from stablesr_jax.models.attention import attention
+
+# Where the pictures of a batch are in their frames. What lies outside changes nothing inside: to a convolution it is
+# zero, as beyond a border, and statistics leave it out. None: everywhere.
+Mask = Bool[Array, "b h w 1"] | None
 
 
 def timestep_embedding(t: Shaped[Array, " b"], dim: int, max_period: float = 10000.0) -> Float[Array, "b {dim}"]:
@@ -59,7 +63,8 @@ class Conv(nn.Module):
   kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+  def __call__(self, x: Float[Array, "b h w c"], mask: Mask = None) -> Float[Array, "b h2 w2 d"]:
+    x = within(mask, x)
     if self.has_variable("params", "filters"):
       convolve = winograd.convolve_upsampled if self.upsample else winograd.convolve
       y = convolve(x, self.get_variable("params", "filters"))
@@ -81,9 +86,20 @@ class Conv(nn.Module):
     )
 
 
-def group_norm(compute: ComputeConfig, *, groups: int = 32, epsilon: float = 1e-5, **kwargs) -> nn.GroupNorm:
-  """GroupNorm; its statistics are float32 whatever the compute dtype."""
-  return nn.GroupNorm(groups, epsilon=epsilon, dtype=compute.jax_dtype, **kwargs)
+def within(mask: Mask, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+  """Features that are zero outside the mask."""
+  return x if mask is None else jnp.where(mask, x, 0)
+
+
+class GroupNorm(nn.GroupNorm):
+  """GroupNorm whose statistics are those of the mask's pixels; float32 whatever the compute dtype."""
+
+  def __call__(self, x: Float[Array, "b *s c"], *, mask: Mask = None) -> Float[Array, "b *s c"]:
+    return super().__call__(x, mask=None if mask is None else jnp.broadcast_to(mask, x.shape))
+
+
+def group_norm(compute: ComputeConfig, *, groups: int = 32, epsilon: float = 1e-5, **kwargs) -> GroupNorm:
+  return GroupNorm(groups, epsilon=epsilon, dtype=compute.jax_dtype, **kwargs)
 
 
 class ResidualBlock(nn.Module):
@@ -110,14 +126,15 @@ class ResidualBlock(nn.Module):
     x: Float[Array, "b h w c"],
     time: Float[Array, "#b t"] | None = None,
     structure: Float[Array, "b h w s"] | None = None,
+    mask: Mask = None,
   ) -> Float[Array, "b h w d"]:
     compute = self.compute
-    h = nn.silu(group_norm(compute, groups=self.groups, epsilon=self.epsilon, name="norm1")(x))
-    h = Conv(self.features, compute, name="conv1")(h)
+    h = nn.silu(group_norm(compute, groups=self.groups, epsilon=self.epsilon, name="norm1")(x, mask=mask))
+    h = Conv(self.features, compute, name="conv1")(h, mask)
     if time is not None:
       h += nn.Dense(self.features, dtype=compute.jax_dtype, name="time")(nn.silu(time))[:, None, None]
-    h = nn.silu(group_norm(compute, groups=self.groups, epsilon=self.epsilon, name="norm2")(h))
-    h = Conv(self.features, compute, kernel_init=nn.initializers.zeros, name="conv2")(h)
+    h = nn.silu(group_norm(compute, groups=self.groups, epsilon=self.epsilon, name="norm2")(h, mask=mask))
+    h = Conv(self.features, compute, kernel_init=nn.initializers.zeros, name="conv2")(h, mask)
     if self.modulate is not None:
       h = self.modulate()(h, structure)
     if x.shape[-1] != self.features:
@@ -136,9 +153,10 @@ class Downsample(nn.Module):
   compute: ComputeConfig = ComputeConfig()
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+  def __call__(self, x: Float[Array, "b h w c"], mask: Mask = None) -> Float[Array, "b h2 w2 c"]:
     pad = (1, 1) if self.symmetric else (0, 1)
-    return nn.Conv(x.shape[-1], (3, 3), (2, 2), padding=(pad, pad), dtype=self.compute.jax_dtype, name="conv")(x)
+    conv = nn.Conv(x.shape[-1], (3, 3), (2, 2), padding=(pad, pad), dtype=self.compute.jax_dtype, name="conv")
+    return conv(within(mask, x))
 
 
 class Upsample(nn.Module):
@@ -147,8 +165,8 @@ class Upsample(nn.Module):
   compute: ComputeConfig = ComputeConfig()
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
-    return Conv(x.shape[-1], self.compute, upsample=True, name="conv")(x)
+  def __call__(self, x: Float[Array, "b h w c"], mask: Mask = None) -> Float[Array, "b 2*h 2*w c"]:
+    return Conv(x.shape[-1], self.compute, upsample=True, name="conv")(x, mask)
 
 
 def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:

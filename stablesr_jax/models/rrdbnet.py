@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from stablesr_jax.config import ComputeConfig, RRDBNetConfig
-from stablesr_jax.models.layers import Conv, upsample
+from stablesr_jax.models.layers import Conv, Mask, upsample
 
 
 def _leaky_relu(x: jax.Array) -> jax.Array:
@@ -20,11 +20,11 @@ class DenseBlock(nn.Module):
   compute: ComputeConfig
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+  def __call__(self, x: Float[Array, "b h w c"], mask: Mask = None) -> Float[Array, "b h w c"]:
     h = x
     for i in range(1, 5):
-      h = jnp.concatenate([h, _leaky_relu(Conv(self.growth, self.compute, name=f"conv{i}")(h))], axis=-1)
-    return x + 0.2 * Conv(x.shape[-1], self.compute, name="conv5")(h)
+      h = jnp.concatenate([h, _leaky_relu(Conv(self.growth, self.compute, name=f"conv{i}")(h, mask))], axis=-1)
+    return x + 0.2 * Conv(x.shape[-1], self.compute, name="conv5")(h, mask)
 
 
 class RRDB(nn.Module):
@@ -34,10 +34,10 @@ class RRDB(nn.Module):
   compute: ComputeConfig
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+  def __call__(self, x: Float[Array, "b h w c"], mask: Mask = None) -> Float[Array, "b h w c"]:
     h = x
     for i in range(1, 4):
-      h = DenseBlock(self.growth, self.compute, name=f"dense{i}")(h)
+      h = DenseBlock(self.growth, self.compute, name=f"dense{i}")(h, mask)
     return x + 0.2 * h
 
 

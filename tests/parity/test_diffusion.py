@@ -1,5 +1,6 @@
 """Schedules to the bit, and whole sampling runs with small networks and given noise."""
 
+import dataclasses
 import functools
 
 import jax
@@ -44,21 +45,32 @@ def denoiser(small):
   return functools.cache(lambda batch: Denoiser(small.config, small.params, ComputeConfig(), mesh, batch))
 
 
-def condition(denoiser: Denoiser, data, steps: samplers.Steps):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Given:
+  """Noise that is given for every step."""
+
+  steps: jax.Array
+
+  def __call__(self, number):
+    return self.steps[number]
+
+
+def condition(denoiser: Denoiser, data):
   """What the answers' prompts and guidance give the denoiser."""
   prompts, scale = [data["context"][0]], float(data.get("guidance", 1.0))
   if scale != 1:
     prompts.append(data["negative"][0])
-  return denoiser.condition(steps, jnp.stack(prompts), scale)
+  return denoiser.condition(jnp.stack(prompts), scale)
 
 
 def run_whole(denoiser, data, steps: samplers.Steps) -> jax.Array:
   """Samples with the whole latent, of any shape, as one tile, from the given start and with the given noise."""
   denoiser = denoiser(len(data["x_T"]))
-  conditions = condition(denoiser, data, steps)
+  conditions = condition(denoiser, data)
   x, lr = jnp.asarray(nhwc(data["x_T"])), jnp.asarray(nhwc(data["lr_latent"]))
   for i in range(len(steps.timesteps)):
-    prediction = denoiser.predict(x, lr, i, conditions)
+    prediction = denoiser.predict(x, lr, steps.timesteps[i], conditions)
     noise = jnp.asarray(nhwc(data[f"noise_{i}"]))
     x = samplers.step(x, prediction, noise, samplers.Steps(*(column[i] for column in steps)))
     x = jnp.asarray(np.asarray(x))  # of no device in particular, as the start is, so that one program serves all
@@ -94,16 +106,14 @@ def test_ddim(denoiser, name):
 def test_aggregation_sampling(denoiser):
   data, batch = load("small_canvas_ddpm"), 4  # that results do not depend on it, test_restorer.py says
   steps = samplers.ddpm(DiffusionConfig(), schedule.respaced_timesteps(int(data["steps"])))
-  [result] = denoiser(batch).sample(
-    [nhwc(data["x_T"])[0]],
-    [nhwc(data["lr_latent"])[0]],
-    lambda k, i: nhwc(data[f"noise_{i}"])[0],
-    steps,
-    condition(denoiser(batch), data, steps),
-    tile=int(data["tile"]),
-    overlap=int(data["overlap"]),
-  )
-  assert relative_error(result[None], nhwc(data["result"])) <= 1e-3
+  x, lr = nhwc(data["x_T"]), nhwc(data["lr_latent"])
+  size = x.shape[1:3]
+  sheet = tiling.Sheet.of([size], [size], int(data["tile"]), int(data["overlap"]))
+  on_sheet = lambda canvas: sheet.lay(jnp.zeros((*sheet.shape, canvas.shape[-1])), jnp.asarray(canvas), 0)
+  noise = Given(jnp.stack([on_sheet(nhwc(data[f"noise_{i}"])) for i in range(len(steps.timesteps))]))
+  conditions = condition(denoiser(batch), data)
+  result = denoiser(batch).sample(on_sheet(x), on_sheet(lr), sheet, noise, steps, conditions)
+  assert relative_error(sheet.take(result, 0, 1, size), nhwc(data["result"])) <= 1e-3
 
 
 def test_tile_weights():
