@@ -26,6 +26,9 @@ class Stub:
   def check(self, sampling):
     pass
 
+  def has_room(self, sizes, **_):
+    return False
+
   def upscale_batch(self, images, *, scale, keys, sampling, progress=None):
     if error := self.errors.get(float(images[0][0, 0, 0])):
       raise error
@@ -215,10 +218,10 @@ def test_a_folder_is_restored_from_python(stub, tmp_path):
     def __init__(self):
       self.lines = []
 
-    def begin(self, job, number, count):
-      self.lines.append(f"{number}/{count} {job.name}")
+    def begin(self, jobs, number, count):
+      self.lines.append(f"{number}/{count} {[job.name for job in jobs]}")
 
-    def step(self, job, done, steps):
+    def step(self, done, steps):
       self.lines.append(f"{done}/{steps}")
 
     def end(self, job, error):
@@ -228,7 +231,7 @@ def test_a_folder_is_restored_from_python(stub, tmp_path):
   summary = restore_folder(stub, tmp_path / "in", str(tmp_path / "out"), scale=2, report=told)
   assert [job.target for job in summary.restored] == [tmp_path / "out" / "below" / f"{n}.png" for n in (1, 2)]
   assert [(job.name, error) for job, error in summary.failed] == [("0.png", stub.errors[0])]
-  assert told.lines[:3] == ["1/3 0.png", f"0/{steps}", stub.errors[0]] and told.lines[-1] is None
+  assert told.lines[:3] == ["1/3 ['0.png']", f"0/{steps}", stub.errors[0]] and told.lines[-1] is None
   stub.errors.clear()
   assert [job.name for job in restore_folder(stub, tmp_path / "in", tmp_path / "out", scale=2).restored] == ["0.png"]
 

@@ -54,7 +54,7 @@ def test_a_smaller_picture_is_antialiased():
 def test_the_reflection_is_numpys():
   image = np.random.default_rng(0).random((5, 7, 3), np.float32)
   expected = np.pad(image, [(0, 3), (0, 1), (0, 0)], mode="reflect")
-  np.testing.assert_array_equal(frames.reflect(frames.put(image, (8, 8)), np.array([5, 7])), expected)
+  np.testing.assert_array_equal(frames.reflect(jnp.asarray(frames.put(image, (8, 8))), np.array([5, 7])), expected)
 
 
 def test_noise_is_that_of_a_pixel_wherever_its_picture_lies():
@@ -63,7 +63,7 @@ def test_noise_is_that_of_a_pixel_wherever_its_picture_lies():
   below = frames.Noise(keys, np.repeat([0, 1], 8), np.tile(np.arange(8), 2), (16, 2))(3, 5)
   np.testing.assert_array_equal(below[8:12, :6], alone)
   values = np.asarray(frames.Noise(keys, np.repeat([0, 1], 64), np.tile(np.arange(64), 2), (64, 4))(0))
-  assert abs(values.mean()) < 0.02 and abs(values.std() - 1) < 0.02 and len(np.unique(values)) > 0.999 * values.size
+  assert abs(values.mean()) < 0.02 and abs(values.std() - 1) < 0.02 and len(np.unique(values)) > 0.99 * values.size
 
 
 @pytest.mark.parametrize("attention", [False, True])
@@ -95,12 +95,12 @@ def test_colours_do_not_see_beyond_the_picture(name):
 def test_a_new_size_compiles_nothing():
   """Sizes whose frames are there already, whatever the number of steps and of pictures of a frame."""
   model, compiled = micro.restorer(tile_batch=4), []
-  image = photograph(47, 40)
+  image = photograph(48, 47)
   model.upscale(image)
   jax.monitoring.register_event_duration_secs_listener(
     lambda name, *_, **__: compiled.append(name) if name == "/jax/core/compile/backend_compile_duration" else None
   )
-  for height, width in ((46, 37), (33, 48), (41, 41)):
+  for height, width in ((46, 37), (33, 47), (41, 41)):
     steps = dataclasses.replace(micro.SAMPLING, steps=height % 5 + 2)
     assert model.upscale(image[:height, :width], sampling=steps).shape == (4 * height, 4 * width, 3)
   assert not compiled

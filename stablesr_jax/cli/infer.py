@@ -82,6 +82,8 @@ class Arguments:
   """strength of the prompts; 1 is no guidance, 7 the published script's with prompts"""
   precision: Literal["auto", "float32", "bfloat16"] = "auto"
   """dtype of the computation, float32 with all its bits everywhere; auto: float32 on CPU, bfloat16 on GPU and TPU"""
+  group: Annotated[str, tyro.conf.arg(metavar="auto|N")] = "auto"
+  """number of a folder's pictures that are restored together; auto: as many as fill the devices, on a CPU one"""
   overwrite: bool = False
   """restore pictures of a folder again whose result is there"""
   compile_cache: Annotated[str, tyro.conf.arg(metavar="auto|off|FOLDER")] = "auto"
@@ -120,14 +122,22 @@ def _main(arguments: Arguments, prog: str) -> int:
     autoencoder_tile=arguments.autoencoder_tile,
   )
   report = _Console(prog)
-  summary = run_jobs(model, jobs, scale=arguments.scale, seed=arguments.seed, sampling=sampling, report=report)
+  summary = run_jobs(
+    model,
+    jobs,
+    scale=arguments.scale,
+    seed=arguments.seed,
+    sampling=sampling,
+    group=None if arguments.group == "auto" else int(arguments.group),
+    report=report,
+  )
   if summary.failed and len(jobs) > 1:
     print(f"{prog}: error: {len(summary.failed)} of {len(jobs)} pictures could not be restored", file=sys.stderr)
   return report.exit_code
 
 
 class _Console(Report):
-  """A bar for each picture, the names of the results on standard output, errors on standard error.
+  """A bar for pictures that are restored together, the results' names on standard output, errors on standard error.
 
   Attributes:
     exit_code: The gravest so far: a bug's before that of what a person can mend.
@@ -139,21 +149,31 @@ class _Console(Report):
     self._bar: tqdm | None = None
     self._label = ""
 
-  def begin(self, job: Job, number: int, count: int) -> None:
-    self._label = f"[{number}/{count}] {job.source.name}"
+  def begin(self, jobs: Sequence[Job], number: int, count: int) -> None:
+    last = f"-{number + len(jobs) - 1}" if len(jobs) > 1 else ""
+    self._label = f"[{number}{last}/{count}] {jobs[0].source.name}{' ...' if last else ''}"
 
-  def step(self, job: Job, done: int, steps: int) -> None:
+  def step(self, done: int, steps: int) -> None:
     if self._bar is None:
       self._bar = tqdm(total=steps, desc=self._label, unit="step", disable=None)
     self._bar.update(done - self._bar.n)
+    if done == steps:
+      self._close()
 
   def end(self, job: Job, error: Exception | None) -> None:
+    with tqdm.external_write_mode():  # a bar may be on the screen
+      if error is None:
+        print(job.target, flush=True)
+        return
+      self._tell(job, error)
+
+  def _close(self) -> None:
     if self._bar is not None:
       self._bar.close()
       self._bar = None
-    if error is None:
-      print(job.target, flush=True)
-      return
+
+  def _tell(self, job: Job, error: Exception) -> None:
+    self._close()  # it may have been this picture's
     code = tell(self._prog, error, subject=str(job.source), out_of_memory=_OUT_OF_MEMORY)
     self.exit_code = min(code, self.exit_code or code)
 
@@ -174,6 +194,7 @@ def _check(arguments: Arguments) -> None:
     (0 < a.scale < math.inf, f"scale {a.scale}: must be a positive number"),
     (0 <= a.seed < 2**32, f"seed {a.seed}: must be 0 to {2**32 - 1}"),
     (a.tile_batch is None or a.tile_batch >= 1, f"tile-batch {a.tile_batch}: must be at least 1"),
+    (a.group == "auto" or (a.group.isdecimal() and int(a.group) >= 1), f"group {a.group}: must be auto or at least 1"),
     (a.autoencoder_tile >= 64, f"autoencoder-tile {a.autoencoder_tile}: must be at least 64 pixels"),
   ):
     if not ok:

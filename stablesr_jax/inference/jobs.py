@@ -3,11 +3,15 @@
 What takes long to import is imported when the first picture is restored: wrong paths are told at once.
 """
 
+import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import zlib
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +26,9 @@ if TYPE_CHECKING:
   from stablesr_jax.inference.pipeline import StableSR
 
 SEED = 42
+
+# Reading and writing wait for compression, which holds no lock of Python's. More would only crowd a small machine.
+_THREADS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +49,14 @@ class Job:
 class Report:
   """What is told while pictures are restored. These methods do nothing; a subclass overrides those that it wants."""
 
-  def begin(self, job: Job, number: int, count: int) -> None:
-    """Called before a picture is read, the `number`-th (from 1) of `count`."""
+  def begin(self, jobs: Sequence[Job], number: int, count: int) -> None:
+    """Called when pictures are to be restored together, the `number`-th (from 1) of `count` and those after it."""
 
-  def step(self, job: Job, done: int, steps: int) -> None:
-    """Called when a picture is read, with `done` 0, and after each of its denoising steps."""
+  def step(self, done: int, steps: int) -> None:
+    """Called before those pictures' denoising steps, with `done` 0, and after each of them."""
 
   def end(self, job: Job, error: Exception | None) -> None:
-    """Called when a picture is written, or with the error that kept it from that."""
+    """Called when a picture is written, or with the error that kept it from that. The next ones may have begun."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +82,7 @@ def restore_folder(
   seed: int = SEED,
   sampling: "SamplingConfig | None" = None,
   overwrite: bool = False,
+  group: int | None = None,
   report: Report | None = None,
 ) -> Summary:
   """Restores a picture, or all pictures in a folder and its folders, into the same tree under `target`.
@@ -89,6 +97,8 @@ def restore_folder(
     seed: Seeds the noise. A picture's result depends on it and on the picture's file name alone.
     sampling: The settings; by default the model's own.
     overwrite: Whether pictures of a folder are restored again whose result is there.
+    group: The number of pictures that are restored together; by default as many as fill the devices, of small pictures
+      on an accelerator many, on a CPU one. A picture's result does not depend on its company.
     report: What to tell as it goes; by default nothing.
 
   Raises:
@@ -96,7 +106,7 @@ def restore_folder(
       settings ask for. (What is wrong with a single picture is in the summary.)
   """
   jobs = plan_jobs(pathlib.Path(source), pathlib.Path(target), overwrite)
-  return run_jobs(model, jobs, scale=scale, seed=seed, sampling=sampling, report=report)
+  return run_jobs(model, jobs, scale=scale, seed=seed, sampling=sampling, group=group, report=report)
 
 
 def plan_jobs(source: pathlib.Path, target: pathlib.Path, overwrite: bool = False) -> list[Job]:
@@ -153,57 +163,163 @@ def run_jobs(
   scale: float = 4.0,
   seed: int = SEED,
   sampling: "SamplingConfig | None" = None,
+  group: int | None = None,
   report: Report | None = None,
 ) -> Summary:
-  """Restores and writes one picture after the other; one that fails does not stop the others.
+  """Restores and writes pictures, several together; one that fails does not stop the others.
+
+  While some are restored, those before are written and those after are read.
 
   The arguments and errors are those of `restore_folder`.
   """
   sampling, report = sampling or model.manifest.sampling, report or Report()
   model.check(sampling)
-  restored, failed = [], []
-  for number, job in enumerate(jobs, 1):
-    report.begin(job, number, len(jobs))
-    try:
-      make_folder(job.target.parent)  # first: better told now than after the work
-      if job.target.is_dir():
-        raise UserError(f"{job.target}: is a folder")
-      progress = lambda done, steps, job=job: report.step(job, done, steps)
-      write_image(job.target, restore(model, job, scale=scale, seed=seed, sampling=sampling, progress=progress))
-    except Exception as error:  # Even a bug that one picture meets is no reason to lose the others.
-      failed.append((job, error))
-      report.end(job, error)
-    else:
+  restored: list[Job] = []
+  failed: list[tuple[Job, Exception]] = []
+
+  def end(job: Job, error: Exception | None) -> None:
+    if error is None:
       restored.append(job)
-      report.end(job, None)
+    else:
+      failed.append((job, error))
+    report.end(job, error)
+
+  def has_room(group_so_far: Sequence[Picture]) -> bool:
+    if group is not None:
+      return len(group_so_far) < group
+    return model.has_room([picture.rgb.shape[:2] for picture in group_so_far], scale=scale, sampling=sampling)
+
+  with _threads() as threads:
+    writing = _Writing(threads, end)
+    for number, together in _groups(threads, jobs, scale, has_room, end):
+      report.begin([job for job, _ in together], number, len(jobs))
+      report.step(0, sampling.steps)
+
+      def step(done: int, steps: int) -> None:
+        writing.tell()
+        report.step(done, steps)
+
+      for job, picture, result in _restore(model, together, scale=scale, seed=seed, sampling=sampling, progress=step):
+        if isinstance(result, Exception):
+          end(job, result)
+        else:
+          writing.add(job, picture, result)
+    writing.tell(wait=True)
   return Summary(tuple(restored), tuple(failed))
 
 
-def restore(
+Restored = tuple[Job, Picture, np.ndarray | Exception]
+
+
+def _restore(
   model: "StableSR",
-  job: Job,
+  together: Sequence[tuple[Job, Picture]],
   *,
   scale: float,
   seed: int,
   sampling: "SamplingConfig",
-  progress: Callable[[int, int], None] | None = None,
-) -> Picture:
-  """Reads and restores one picture; its colour profile, EXIF and alpha are kept.
-
-  Raises:
-    UserError: The picture cannot be read, or the result is not finite.
-  """
+  progress: Callable[[int, int], None],
+) -> list[Restored]:
+  """Restores pictures together; if that fails, each alone, so that one does no harm to the others."""
   import jax
 
+  key = lambda job: jax.random.fold_in(jax.random.key(seed), np.uint32(zlib.crc32(os.fsencode(job.name))))
+  try:
+    results = model.upscale_batch(
+      [picture.rgb for _, picture in together],
+      scale=scale,
+      keys=[key(job) for job, _ in together],
+      sampling=sampling,
+      progress=progress,
+    )
+  except Exception as error:  # Even a bug that one picture meets is no reason to lose the others.
+    if len(together) == 1:
+      return [(*together[0], error)]
+    alone = functools.partial(_restore, model, scale=scale, seed=seed, sampling=sampling, progress=progress)
+    return [result for one in together for result in alone([one])]
+  return [(job, picture, rgb) for (job, picture), rgb in zip(together, results, strict=True)]
+
+
+def _groups(
+  threads: ThreadPoolExecutor,
+  jobs: Sequence[Job],
+  scale: float,
+  has_room: Callable[[Sequence[Picture]], bool],
+  end: Callable[[Job, Exception], None],
+) -> Iterator[tuple[int, list[tuple[Job, Picture]]]]:
+  """Pictures that are restored together, in order, and the number of the first; as many are read ahead.
+
+  Those that cannot be read, or whose result could not be written, are left out and told to `end`.
+  """
+  reading: deque[tuple[int, Job, Future[Picture]]] = deque()
+  coming = iter(enumerate(jobs, 1))
+  first, together = 0, []
+  while True:
+    while len(reading) <= len(together) and (following := next(coming, None)) is not None:
+      number, job = following
+      reading.append((number, job, threads.submit(_read, job, scale)))
+    if not reading:
+      break
+    number, job, future = reading.popleft()
+    try:
+      picture = future.result()
+      room = has_room([*(picture for _, picture in together), picture])
+    except Exception as error:
+      end(job, error)
+      continue
+    first, together = first or number, [*together, (job, picture)]
+    if not room:
+      yield first, together
+      first, together = 0, []
+  if together:
+    yield first, together
+
+
+def _read(job: Job, scale: float) -> Picture:
+  """Reads a picture, and finds out what would keep its result from being written: better now than after the work."""
   from stablesr_jax.inference.pipeline import scaled_size
 
+  make_folder(job.target.parent)
+  if job.target.is_dir():
+    raise UserError(f"{job.target}: is a folder")
   picture = read_image(job.source)
-  require_holds(job.target, *scaled_size(picture.rgb, scale))
-  if progress is not None:
-    progress(0, sampling.steps)
-  key = jax.random.fold_in(jax.random.key(seed), np.uint32(zlib.crc32(os.fsencode(job.name))))
-  [rgb] = model.upscale_batch([picture.rgb], scale=scale, keys=[key], sampling=sampling, progress=progress)
+  require_holds(job.target, *scaled_size(picture.rgb.shape[:2], scale))
+  return picture
+
+
+class _Writing:
+  """Results that are written while the next pictures are restored; each is told to `end` in its turn."""
+
+  def __init__(self, threads: ThreadPoolExecutor, end: Callable[[Job, Exception | None], None]):
+    self._threads, self._end = threads, end
+    self._waiting: deque[tuple[Job, Future[None]]] = deque()
+
+  def add(self, job: Job, picture: Picture, rgb: np.ndarray) -> None:
+    self._waiting.append((job, self._threads.submit(_write, job, picture, rgb)))
+
+  def tell(self, wait: bool = False) -> None:
+    """Tells of those that are written; of all, once they are."""
+    while self._waiting and (wait or self._waiting[0][1].done()):
+      job, future = self._waiting.popleft()
+      error = future.exception()
+      if error is not None and not isinstance(error, Exception):
+        raise error
+      self._end(job, error)
+
+
+def _write(job: Job, picture: Picture, rgb: np.ndarray) -> None:
+  """Writes a restored picture; its colour profile, EXIF and alpha are kept."""
   alpha = picture.alpha
   if alpha is not None:
     alpha = np.asarray(Image.fromarray(alpha).resize(rgb.shape[1::-1], Image.Resampling.BICUBIC)).clip(0, 1)
-  return dataclasses.replace(picture, rgb=rgb, alpha=alpha)
+  write_image(job.target, dataclasses.replace(picture, rgb=rgb, alpha=alpha))
+
+
+@contextlib.contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+  """Threads that read and write. Where the block is left early, what they have not begun is dropped."""
+  threads = ThreadPoolExecutor(_THREADS)
+  try:
+    yield threads
+  finally:
+    threads.shutdown(cancel_futures=True)

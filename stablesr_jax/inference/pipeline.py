@@ -16,7 +16,7 @@ from stablesr_jax.config import ComputeConfig, ModelConfig, SamplingConfig
 from stablesr_jax.diffusion import samplers
 from stablesr_jax.diffusion.schedule import add_noise
 from stablesr_jax.errors import UserError
-from stablesr_jax.inference import color, frames
+from stablesr_jax.inference import color, frames, tiling
 from stablesr_jax.inference.denoiser import Denoiser
 from stablesr_jax.inference.tiled_autoencoder import TiledAutoencoder
 from stablesr_jax.inference.tiling import Sheet
@@ -25,13 +25,15 @@ from stablesr_jax.models.components import modules
 from stablesr_jax.models.kl_autoencoder import sample_posterior
 from stablesr_jax.models.parameters import Params, apply
 from stablesr_jax.models.tokenizer import tokenize
-from stablesr_jax.parallel import data_mesh, for_devices, platform, replicated
+from stablesr_jax.parallel import data_mesh, for_devices, free_memory, platform, replicated
 from stablesr_jax.pixels import Picture, like, to_float
 
 Progress = Callable[[int, int], object]
 
 # 48 GiB as float32, of which several copies are needed.
 _MOST_PIXELS = 2**32
+# The share of the free memory that may be taken by what is kept from encoding to decoding.
+_KEPT_FOR_DECODING = 0.25
 # The image's key is split by purpose, so that none of them depends on how often the others draw.
 _POSTERIOR, _START, _STEPS = 0, 1, 2
 
@@ -177,7 +179,7 @@ class StableSR:
     self.check(sampling)
     if not (scale > 0 and math.isfinite(scale)):
       raise UserError(f"scale {scale}: must be a positive number")
-    plans = [self._plan(image, scale, sampling.tile_size) for image in images]
+    plans = [self._plan(image.shape, scale, sampling.tile_size) for image in images]
     bunches = self._bunches(plans)
     order = [number for bunch in bunches for number in bunch]
     f, channels = self.autoencoder.config.downsampling, self.autoencoder.config.latent_channels
@@ -231,17 +233,29 @@ class StableSR:
       if prompt not in self._prompts and (self.config.text_encoder is None or self._path is None):
         raise UserError(f"{name} {prompt!r}: this model has no text encoder; only the null prompt is possible")
 
-  def _plan(self, image: np.ndarray, scale: float, tile: int) -> "_Plan":
-    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-      raise UserError(f"image of shape {image.shape}: expected (height, width, 3)")
-    f, size = self.autoencoder.config.downsampling, scaled_size(image, scale)
+  def has_room(self, sizes: Sequence[tuple[int, int]], *, scale: float, sampling: SamplingConfig) -> bool:
+    """Whether pictures of these sizes (height, width) leave the devices room for another, restored together with them.
+
+    Together they are worth it until their tiles fill a call of the network; what the decoder needs of the encoder must
+    fit into a part of the devices' memory.
+    """
+    plans = [self._plan((*size, 3), scale, sampling.tile_size) for size in sizes]
+    tiles = sum(len(tiling.grid(*plan.latent_size, sampling.tile_size, sampling.overlap)) for plan in plans)
+    kept = sum(plan.frame[0] * plan.frame[1] for plan in plans) * self.autoencoder.bytes_of_a_pixel
+    enough = tiles >= self.denoiser.most_tiles(sampling.tile_size)
+    return not enough and kept < _KEPT_FOR_DECODING * self._mesh.size * free_memory(self._mesh)
+
+  def _plan(self, shape: tuple[int, ...], scale: float, tile: int) -> "_Plan":
+    """The sizes that a picture of this shape goes through."""
+    if len(shape) != 3 or shape[2] != 3 or 0 in shape:
+      raise UserError(f"image of shape {shape}: expected (height, width, 3)")
+    f, size = self.autoencoder.config.downsampling, scaled_size((shape[0], shape[1]), scale)
     working = size
     # The shorter side has a tile at least.
     if (factor := tile * f / min(size)) > 1:
       working = (max(tile * f, round(size[0] * factor)), max(tile * f, round(size[1] * factor)))
       if working[0] * working[1] > _MOST_PIXELS:
-        height, width = image.shape[:2]
-        raise UserError(f"image of {width}x{height} pixels: too long for tiles of {tile} latent pixels")
+        raise UserError(f"image of {shape[1]}x{shape[0]} pixels: too long for tiles of {tile} latent pixels")
     latent_size = -(-working[0] // f), -(-working[1] // f)
     return _Plan(size, working, latent_size, frames.around((f * latent_size[0], f * latent_size[1])))
 
@@ -279,13 +293,13 @@ class StableSR:
     return jnp.stack([self._prompts[prompt].astype(self._compute.jax_dtype) for prompt in prompts])
 
 
-def scaled_size(image: np.ndarray, scale: float) -> tuple[int, int]:
-  """The height and width of a picture's result.
+def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+  """The height and width of the result of a picture of `size` (height, width).
 
   Raises:
     UserError: They are beyond all reason.
   """
-  height, width = image.shape[:2]
+  height, width = size
   if (height * scale) * (width * scale) > _MOST_PIXELS:  # in floats: infinite, but no error
     raise UserError(f"scale {scale}: the result would have more than {_MOST_PIXELS / 1e9:.1f} gigapixels")
   return max(1, round(height * scale)), max(1, round(width * scale))

@@ -62,6 +62,13 @@ class TiledAutoencoder:
     """How many pictures in such a frame the devices take at once; 1 where one goes through in pieces."""
     return max(self._mesh.size * self.tile**2 // (frame[0] * frame[1]), 1)
 
+  @property
+  def bytes_of_a_pixel(self) -> float:
+    """What is kept of a picture until it is decoded: CFW's features, and the enlarged picture twice."""
+    inner = range(1, len(self.config.channel_multipliers) - 1) if self.config.cfw else ()
+    features = sum(self.config.channels * self.config.channel_multipliers[level] / 4**level for level in inner)
+    return features * self._module.compute.jax_dtype.itemsize + 2 * 3 * 4
+
   def encode(self, pictures: Float[Array, "b h w 3"], sides: Sides) -> Encoded:
     """Encodes pictures.
 
