@@ -1,4 +1,4 @@
-"""One picture's tiles over eight devices, and what other devices than a CPU compute."""
+"""Pictures over eight devices, and what other devices than a CPU compute."""
 
 import dataclasses
 import os
@@ -15,8 +15,13 @@ from stablesr_jax.parallel import data_mesh
 from tests.micro import MODEL
 
 PROGRAM = """
-import jax, numpy as np
+import dataclasses, re
+from collections import Counter
+import jax, jax.numpy as jnp, numpy as np
+from tests import micro
 from tests.micro import photograph, restorer
+from stablesr_jax.config import ComputeConfig
+from stablesr_jax.inference.tiled_autoencoder import TiledAutoencoder
 from stablesr_jax.parallel import data_mesh
 
 assert jax.device_count() == 8
@@ -32,11 +37,46 @@ assert shapes == {(1, 16, 16, channels)}, shapes  # every device has a tile of i
 assert len({shard.device for shard in spread[0].addressable_shards}) == 8
 difference = np.abs(result.astype(int) - expected)
 assert difference.max() <= 1 and difference.mean() < 0.01, (difference.max(), difference.mean())
+floats = [m.upscale(image / np.float32(255)) for m in (one, eight)]
+np.testing.assert_allclose(*floats, atol=1e-5)
+
+# The autoencoder, with attention: eight pictures are divided among the devices, of one its rows are.
+config = dataclasses.replace(micro.AUTOENCODER, attention=True)
+params = micro.random_params(dataclasses.replace(micro.MODEL, autoencoder=config), "autoencoder")
+meshes = data_mesh(jax.devices()[:1]), data_mesh()
+one, eight = (TiledAutoencoder(config, params, ComputeConfig(platform="cpu"), mesh, 64) for mesh in meshes)
+collective = re.compile(r" (all-gather|all-reduce|collective-permute|all-to-all|reduce-scatter)(?:-start)?[(]")
+assert eight.whole((128, 192)) and not one.whole((128, 192)) and eight.most((64, 64)) == 8
+one.tile = 256  # whole here, too
+for count in (1, 8):
+  pictures = jnp.asarray(np.stack([photograph(128, 96) / 127.5 - 1] * count), jnp.float32)
+  sides, work = np.array([[30, 22]] * count, np.int32), []
+  for autoencoder in (one, eight):
+    encoded = autoencoder.encode(pictures, sides)
+    latents = encoded.moments[..., :4]
+    decoded = autoencoder.decode(latents, pictures, sides, encoded.features, 1.0)
+    programs = [
+      autoencoder._encode.lower(autoencoder._params, autoencoder._divided(pictures), sides).compile(),
+      autoencoder._decode.lower(
+        autoencoder._params, autoencoder._divided(latents), sides, encoded.features, jnp.float32(1)
+      ).compile(),
+    ]
+    found = sum((Counter(collective.findall(program.as_text())) for program in programs), Counter())
+    work.append((
+      encoded.moments[:, :30, :22], decoded[:, :120, :88], [p.cost_analysis()["flops"] for p in programs], found,
+      [decoded.addressable_shards[0].data.shape, *(f.addressable_shards[0].data.shape for f in encoded.features)],
+    ))
+  (*results, flops, none, _), (*divided, part, found, shapes) = work
+  assert not none and bool(found) == (count == 1), found  # halos of rows and sums of statistics; pictures need neither
+  assert all(mine < whole / 6 for mine, whole in zip(part, flops)), (part, flops)  # no device does the whole
+  assert shapes == ([(1, 16, 96, 3), (1, 8, 48, 8)] if count == 1 else [(1, 128, 96, 3), (1, 64, 48, 8)]), shapes
+  for a, b in zip(results, divided):
+    np.testing.assert_allclose(a, b, atol=1e-4)
 print("same")
 """
 
 
-def test_tiles_are_spread_over_devices_and_the_result_is_the_same():
+def test_the_work_is_divided_among_devices_and_the_result_is_the_same():
   flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
   environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
   done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
