@@ -9,7 +9,6 @@ from PIL import Image
 from stablesr_jax.errors import UserError
 from stablesr_jax.inference import jobs, pipeline
 from stablesr_jax.inference.jobs import Report, restore_folder
-from tests import micro
 from tests.micro import photograph
 
 SIZES = [(16, 16), (20, 31), (16, 16), (9, 40), (17, 15)]
