@@ -22,7 +22,7 @@ from tests import micro
 from tests.micro import photograph, restorer
 from stablesr_jax.config import ComputeConfig
 from stablesr_jax.inference.tiled_autoencoder import TiledAutoencoder
-from stablesr_jax.parallel import data_mesh
+from stablesr_jax.parallel import data_mesh, for_devices
 
 assert jax.device_count() == 8
 image = photograph(24, 24)
@@ -44,7 +44,7 @@ np.testing.assert_allclose(*floats, atol=1e-5)
 config = dataclasses.replace(micro.AUTOENCODER, attention=True)
 params = micro.random_params(dataclasses.replace(micro.MODEL, autoencoder=config), "autoencoder")
 meshes = data_mesh(jax.devices()[:1]), data_mesh()
-one, eight = (TiledAutoencoder(config, params, ComputeConfig(platform="cpu"), mesh, 64) for mesh in meshes)
+one, eight = (TiledAutoencoder(config, params, for_devices(ComputeConfig(), mesh), mesh, 64) for mesh in meshes)
 collective = re.compile(r" (all-gather|all-reduce|collective-permute|all-to-all|reduce-scatter)(?:-start)?[(]")
 assert eight.whole((128, 192)) and not one.whole((128, 192)) and eight.most((64, 64)) == 8
 one.tile = 256  # whole here, too
