@@ -109,15 +109,27 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   """The JSON object in a file.
 
   Raises:
-    UserError: it holds none; one line that names the file.
+    UserError: it holds none, or a key twice in one object; one line that names the file.
     OSError: it cannot be read.
   """
   try:
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once_each)
+  except UserError as error:
+    raise UserError(f"{path}: {error}") from error
   except (ValueError, RecursionError) as error:
     raise UserError(f"{path}: not valid JSON ({first_line(error)})") from error
   if not isinstance(values, dict):
     raise UserError(f"{path}: expected an object, found {type(values).__name__}")
+  return values
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """A JSON object's keys and values; of a key that is there twice the last would win in silence."""
+  values = dict[str, Any]()
+  for key, value in pairs:
+    if key in values:
+      raise UserError(f"{key}: is given twice")
+    values[key] = value
   return values
 
 

@@ -256,6 +256,7 @@ def test_a_folder_is_restored_from_python(stub, tmp_path):
     ),
     ("get = 1\n", " has no get_config()"),
     ("get_config = lambda: 1\n", " get_config() must return a TrainConfig, not int"),
+    ("async def get_config():\n  pass\n", " get_config() must return a TrainConfig, not coroutine"),
   ],
 )
 def test_a_recipe_that_fails_is_told_with_its_line(tmp_path, capsys, monkeypatch, program, message):

@@ -132,6 +132,8 @@ def test_every_key_of_a_manifest(manifest):
     ('{"format": 1, "name": "x", "architecture": {}, "dtype": "int8"}', "dtype 'int8': must be 'float32', "),
     ('{"format": true, "name": "x", "architecture": {}}', "format True: must be a valid integer"),
     ('{"format": 2, "nothing": "as it was"}', "format 2 is not known to this version, which reads 1"),
+    ('{"format": 1, "name": "x", "name": "x", "architecture": {}}', "name: is given twice"),
+    ('{"format": 1, "name": "x", "architecture": {"unet": {"channels": 8, "channels": 9}}}', "channels: is given"),
     ('{"format": 1', "not valid JSON"),
     ('{"format": 1, "name": 1%s}' % ("0" * 5000), "not valid JSON"),
     ("[]", "expected an object, found list"),

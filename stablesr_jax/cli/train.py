@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+import inspect
 import pathlib
 import sys
 import traceback
@@ -115,6 +116,8 @@ def load_config(name: pathlib.Path) -> Any:
     spec.loader.exec_module(module)
     get_config = getattr(module, "get_config", None)
     config = get_config and get_config()
+    if inspect.iscoroutine(config):
+      config.close()  # or Python warns that nobody awaited it
   except (Exception, SystemExit) as error:  # It may do anything.
     raise UserError(_recipe_error(path, error)) from error
   if get_config is None:
