@@ -15,10 +15,10 @@ def pytest_configure(config):
   """Before the first test file imports JAX.
 
   Nearly all of the default run's time is the compilation of programs that then run once: it takes half as long without
-  LLVM's optimisation. Training runs its programs more often, and full-size networks compute long enough to want all.
+  LLVM's optimisation. Full-size networks compute long enough to want it.
   """
-  level = {"full": 3, "training": 1}.get(config.option.markexpr, 0)
-  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level={level}".strip()
+  if config.option.markexpr != "full":
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
   from jaxtyping import install_import_hook
 
   from tests import checking

@@ -27,7 +27,7 @@ EVERY = ("--checkpoint-every", 7)
 
 @pytest.fixture(scope="module")
 def uninterrupted(place):
-  return place.run(LONG, "runs/whole", *EVERY)
+  return place.run(LONG, "runs/whole", *EVERY, devices=1)
 
 
 def test_a_killed_run_goes_on_to_the_bit(place, uninterrupted):
@@ -45,7 +45,7 @@ def test_a_killed_run_goes_on_to_the_bit(place, uninterrupted):
       assert checkpoints(folder)[-1] == last
       assert f"told to stop: step {last} is saved" in place.log(name)
     assert not (folder / "model").exists()
-  place.run(LONG, name, *EVERY)
+  place.run(LONG, name, *EVERY, devices=1)
   assert metrics(folder) == metrics(uninterrupted)
   assert list(metrics(folder)) == list(range(1, 101))
   assert same(state_of(folder), state_of(uninterrupted))

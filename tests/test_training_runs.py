@@ -144,7 +144,7 @@ def bytes_of(folder: pathlib.Path) -> dict[str, bytes]:
 def test_a_killed_set_goes_on_to_the_bit(recipe):
   place, name, count = recipe.place, "runs/killed_set", ("--stage.count", 39)
   recipe("tiny_restorer")
-  whole = bytes_of(place.run(SET, "runs/whole_set", *count))
+  whole = bytes_of(place.run(SET, "runs/whole_set", *count, devices=1))
   assert len(whole) == 39
   folder, there = place.folder / name, lambda number: lambda: len(list(folder.rglob("*.npz"))) >= number
   for number, kind, code in ((5, signal.SIGKILL, -signal.SIGKILL), (14, signal.SIGTERM, STOPPED)):
@@ -153,7 +153,7 @@ def test_a_killed_set_goes_on_to_the_bit(recipe):
     place.wait(process, name, code)
     assert number <= len(bytes_of(folder)) < 39
   (folder / "0000" / "0000001.npz").unlink()
-  place.run(SET, name, *count)
+  place.run(SET, name, *count, devices=1)
   assert bytes_of(folder) == whole
 
 
