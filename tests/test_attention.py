@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
+from benchmarks import attention as benchmark
 from stablesr_jax import parallel
 from stablesr_jax.config import ComputeConfig
 from stablesr_jax.models.attention import attention, implementation
@@ -245,3 +246,12 @@ def test_without_cudnn_there_is_no_flash_attention(monkeypatch):
   monkeypatch.setattr(cudnn, "cuda_versions", None)
   mesh = SimpleNamespace(devices=np.array([device("gpu", capability="9.0")], object), size=1)
   assert parallel.for_devices(ComputeConfig(), mesh).flash_channels == 0  # pyright: ignore[reportArgumentType]
+
+
+def test_the_benchmark_times_every_way(monkeypatch, capsys):
+  monkeypatch.setattr(benchmark, "SIZES", ((2, 16, 4),))
+  monkeypatch.setattr(sys, "argv", ["attention.py", "--repeats", "1"])
+  benchmark.main()
+  lines = capsys.readouterr().out.splitlines()[1:]
+  assert [line.split(")")[1].split(" (")[0].split(":")[0].strip() for line in lines] == ["auto", "chunked", "xla"]
+  assert all(" ms median" in line for line in lines)
