@@ -6,6 +6,7 @@ import pathlib
 import tempfile
 import uuid
 from collections.abc import Iterator
+from typing import IO
 
 from stablesr_jax.errors import UserError
 
@@ -31,6 +32,19 @@ def atomic_write(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     with contextlib.suppress(OSError):
       temporary.unlink(missing_ok=True)
     raise
+
+
+def lock(file: IO[str], wait: bool) -> bool:
+  """Locks a file until it is closed, or its process ends; False if another process has, and that is not waited for."""
+  import fcntl  # Late: not on Windows, where pictures can be restored all the same.
+
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+  except BlockingIOError:
+    return False
+  except OSError:  # Not all file systems have locks.
+    pass
+  return True
 
 
 def make_folder(folder: pathlib.Path) -> None:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from tqdm import tqdm
 
-from stablesr_jax.cli.common import parse, run, tell, warn
+from stablesr_jax.cli.common import BAD_INPUT, parse, run, tell, warn
 from stablesr_jax.errors import UserError
 from stablesr_jax.files import require_writable
 from stablesr_jax.image_io import read_image
 from stablesr_jax.inference.jobs import SEED, Job, Report, plan_jobs, run_jobs
+from stablesr_jax.inference.processes import Outcome, find_place, together
 
 if TYPE_CHECKING:
   from stablesr_jax.config import SamplingConfig
@@ -86,6 +87,10 @@ class Arguments:
   """number of a folder's pictures that are restored together; auto: as many as fill the devices, on a CPU one"""
   overwrite: bool = False
   """restore pictures of a folder again whose result is there"""
+  processes: int | None = None
+  """number of processes that restore a folder together; Slurm, Open MPI and TPU pods tell it"""
+  process: int | None = None
+  """which of them this one is, from 0"""
   compile_cache: Annotated[str, tyro.conf.arg(metavar="auto|off|FOLDER")] = "auto"
   """where compiled programs are kept from run to run; auto: the user's cache directory"""
 
@@ -96,10 +101,32 @@ def main(argv: Sequence[str] | None = None, prog: str = "infer.py") -> int:
 
 def _main(arguments: Arguments, prog: str) -> int:
   _check(arguments)
-  jobs = plan_jobs(arguments.input, arguments.output, arguments.overwrite)
+  place = find_place(arguments.processes, arguments.process)
+  jobs = plan_jobs(arguments.input, arguments.output, arguments.overwrite, place)
+  if place.processes == 1 or arguments.input.is_file():
+    return _restore(arguments, jobs, prog)[0]
+  with together(arguments.output, place) as processes:
+    code, outcome = _restore(arguments, jobs, prog)
+    processes.finish(outcome)
+    return code if place.process else _sum_up(code, [outcome, *processes.outcomes()], prog)
+
+
+def _sum_up(code: int, outcomes: Sequence[Outcome | None], prog: str) -> int:
+  """Tells what became of all processes' pictures, and returns the exit code for it, `code` if the others did well."""
+  ended = [outcome for outcome in outcomes if outcome is not None]
+  restored, failed = sum(outcome.restored for outcome in ended), sum(outcome.failed for outcome in ended)
+  print(f"{prog}: {len(outcomes)} processes: {restored} pictures restored, {failed} could not be", file=sys.stderr)
+  if missing := [str(number) for number, outcome in enumerate(outcomes) if outcome is None]:
+    which = f"process {missing[0]}" if len(missing) == 1 else f"processes {', '.join(missing)}"
+    print(f"{prog}: error: {which} ended early; run the same again for what is left", file=sys.stderr)
+  return code or (BAD_INPUT if missing or failed else 0)
+
+
+def _restore(arguments: Arguments, jobs: Sequence[Job], prog: str) -> tuple[int, Outcome]:
+  """Restores pictures; the exit code, and how it went."""
   if not jobs:
     print("nothing to do: every picture is restored already (--overwrite to do it again)")
-    return 0
+    return 0, Outcome(0, 0)
   if len(jobs) == 1 and arguments.input.is_file():
     read_image(jobs[0].source)  # a bad file is told before a large model is loaded
   require_writable(jobs[0].target.parent)
@@ -133,7 +160,7 @@ def _main(arguments: Arguments, prog: str) -> int:
   )
   if summary.failed and len(jobs) > 1:
     print(f"{prog}: error: {len(summary.failed)} of {len(jobs)} pictures could not be restored", file=sys.stderr)
-  return report.exit_code
+  return report.exit_code, Outcome(len(summary.restored), len(summary.failed))
 
 
 class _Console(Report):

@@ -20,6 +20,7 @@ from PIL import Image
 from stablesr_jax.errors import UserError
 from stablesr_jax.files import make_folder
 from stablesr_jax.image_io import WRITABLE_SUFFIXES, Picture, list_images, read_image, require_holds, write_image
+from stablesr_jax.inference.processes import Place
 
 if TYPE_CHECKING:
   from stablesr_jax.config import SamplingConfig
@@ -83,6 +84,7 @@ def restore_folder(
   sampling: "SamplingConfig | None" = None,
   overwrite: bool = False,
   group: int | None = None,
+  place: Place = Place(),
   report: Report | None = None,
 ) -> Summary:
   """Restores a picture, or all pictures in a folder and its folders, into the same tree under `target`.
@@ -99,18 +101,19 @@ def restore_folder(
     overwrite: Whether pictures of a folder are restored again whose result is there.
     group: The number of pictures that are restored together; by default as many as fill the devices, of small pictures
       on an accelerator many, on a CPU one. A picture's result does not depend on its company.
+    place: Which of several processes this is that divide the folder among themselves.
     report: What to tell as it goes; by default nothing.
 
   Raises:
     UserError: There is no such input, it has no pictures, the output would replace it, or the model cannot do what the
       settings ask for. (What is wrong with a single picture is in the summary.)
   """
-  jobs = plan_jobs(pathlib.Path(source), pathlib.Path(target), overwrite)
+  jobs = plan_jobs(pathlib.Path(source), pathlib.Path(target), overwrite, place)
   return run_jobs(model, jobs, scale=scale, seed=seed, sampling=sampling, group=group, report=report)
 
 
-def plan_jobs(source: pathlib.Path, target: pathlib.Path, overwrite: bool = False) -> list[Job]:
-  """What is to be restored, and into which files.
+def plan_jobs(source: pathlib.Path, target: pathlib.Path, overwrite: bool = False, place: Place = Place()) -> list[Job]:
+  """What is to be restored, and into which files; of several processes, by this one.
 
   Raises:
     UserError: There is no input, a folder has no pictures, or two would become one file.
@@ -126,7 +129,7 @@ def plan_jobs(source: pathlib.Path, target: pathlib.Path, overwrite: bool = Fals
       target = target / f"{source.stem}.png"
     if target.exists() and target.samefile(source):
       raise UserError(f"{target}: is the input; choose another output")
-    return [Job(source, target, source.name)]
+    return [Job(source, target, source.name)][place.process :: place.processes]
   if target.is_file():
     raise UserError(f"{target}: is a file, but the input is a folder")
   images = list_images(source)
@@ -148,7 +151,9 @@ def plan_jobs(source: pathlib.Path, target: pathlib.Path, overwrite: bool = Fals
       raise UserError(f"{target}: results would replace the inputs; choose another output")
     taken.add(result)
     jobs.append(Job(path, result, path.name))
-  return [job for job in jobs if overwrite or not job.target.is_file()]
+  # Divided before it is seen what is there: the others write at the same time.
+  mine = jobs[place.process :: place.processes]
+  return [job for job in mine if overwrite or not job.target.is_file()]
 
 
 def _real(path: pathlib.Path) -> pathlib.Path:

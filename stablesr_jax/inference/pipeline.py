@@ -60,7 +60,7 @@ class StableSR:
 
     Args:
       params: The parts "unet", "time_aware_encoder", "autoencoder" and "null_prompt".
-      mesh: The devices that share the tiles; by default all.
+      mesh: The devices that share the work; by default all of this process.
       tile_batch: The number of tiles in every call of the network; by default chosen for each call, from 1 to 32 for
         each accelerator as its memory allows, and 1 on a CPU.
       autoencoder_tile: The side in pixels of the largest square that a device's autoencoder takes whole; larger
@@ -72,7 +72,7 @@ class StableSR:
       if getattr(self.config, part) is None:
         raise UserError(f"{manifest.name}: this model has no {part.replace('_', ' ')}, so it cannot restore pictures")
     assert self.config.autoencoder is not None
-    self._mesh = mesh or data_mesh()
+    self._mesh = mesh or data_mesh(jax.local_devices())
     self._compute, self._path = for_devices(compute, self._mesh), model_path
     self.denoiser = Denoiser(self.config, params, self._compute, self._mesh, tile_batch)
     self.autoencoder = TiledAutoencoder(
@@ -98,7 +98,7 @@ class StableSR:
         package.
       manifest: What `read_manifest(path)` gave, if it was read already.
       precision: The dtype of the computation; "auto" is float32 on CPU and bfloat16 on GPU and TPU.
-      devices: The devices that share the work; by default all.
+      devices: The devices that share the work; by default all of this process.
       tile_batch: As in `StableSR`.
       autoencoder_tile: As in `StableSR`.
 
@@ -106,7 +106,7 @@ class StableSR:
       UserError: The folder is no converted model, or lacks a part; one line that names it.
     """
     manifest = manifest or read_manifest(path)
-    mesh = data_mesh(devices)
+    mesh = data_mesh(devices or jax.local_devices())
     if precision == "auto":
       precision = "float32" if platform(mesh) == "cpu" else "bfloat16"
     compute = ComputeConfig(dtype=precision, platform=platform(mesh))

@@ -1,18 +1,16 @@
 """A run's folder: one run at a time, and what it was told to do."""
 
 import contextlib
-import fcntl
 import json
 import pathlib
 from collections.abc import Iterator
-from typing import TextIO
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from stablesr_jax.errors import UserError
-from stablesr_jax.files import atomic_write
+from stablesr_jax.files import atomic_write, lock
 from stablesr_jax.settings import read_json, to_json
 from stablesr_jax.training.config import TrainConfig
 
@@ -29,23 +27,12 @@ def only_run(folder: pathlib.Path) -> Iterator[None]:
     UserError: another run is at work there.
   """
   with contextlib.ExitStack() as stack:
-    taken = jax.process_index() == 0 and not _lock(stack.enter_context((folder / LOCK).open("a")))
+    taken = jax.process_index() == 0 and not lock(stack.enter_context((folder / LOCK).open("a")), wait=False)
     if jax.process_count() > 1:
       taken = bool(multihost_utils.broadcast_one_to_all(np.array(taken)))
     if taken:
       raise UserError(f"{folder}: another run is at work there; wait for its end, or choose another --workdir")
     yield
-
-
-def _lock(file: TextIO) -> bool:
-  """Locks the file until it is closed; False if another process has done so."""
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    return False
-  except OSError:  # Not all file systems have locks.
-    pass
-  return True
 
 
 def note_config(folder: pathlib.Path, config: TrainConfig) -> list[str]:
