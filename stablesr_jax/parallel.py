@@ -87,10 +87,11 @@ def free_memory(mesh: jax.sharding.Mesh) -> float:
 
 
 def for_devices(compute: ComputeConfig, mesh: jax.sharding.Mesh) -> ComputeConfig:
-  """The settings with what the mesh's devices are in them, unless they name a platform."""
-  if compute.platform is not None:
+  """The settings with what the mesh's devices are in them, unless they name another platform than the mesh's."""
+  kind = platform(mesh)
+  if compute.platform not in (None, kind):
     return compute
-  kind, channels = platform(mesh), min(map(_flash_channels, mesh.devices.flat))
+  channels = min(map(_flash_channels, mesh.devices.flat))
   return dataclasses.replace(compute, platform=kind, devices=mesh.size, flash_channels=channels)
 
 

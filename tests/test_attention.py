@@ -14,7 +14,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from benchmarks import attention as benchmark
-from stablesr_jax import parallel
+from stablesr_jax import StableSR, parallel
 from stablesr_jax.config import ComputeConfig
 from stablesr_jax.models.attention import attention, implementation
 
@@ -235,9 +235,22 @@ def device(platform: str, kind: str = "", capability: str = "", version: str = "
 def test_the_mesh_says_what_its_devices_can(monkeypatch, devices, channels):
   monkeypatch.setattr(parallel, "_has_cudnn", lambda: True)
   mesh = SimpleNamespace(devices=np.array(devices, object), size=len(devices))
-  compute = parallel.for_devices(ComputeConfig(), mesh)  # pyright: ignore[reportArgumentType]
-  assert (compute.platform, compute.devices) == (devices[0].platform, len(devices))
-  assert compute.flash_channels == channels
+  for named in (ComputeConfig(), ComputeConfig(platform=devices[0].platform)):
+    compute = parallel.for_devices(named, mesh)  # pyright: ignore[reportArgumentType]
+    assert (compute.platform, compute.devices) == (devices[0].platform, len(devices))
+    assert compute.flash_channels == channels
+    assert parallel.for_devices(compute, mesh) == compute  # pyright: ignore[reportArgumentType]
+
+
+def test_another_platform_is_left_as_it_is_named():
+  mesh = parallel.data_mesh(jax.devices("cpu")[:1])
+  assert parallel.for_devices(TPU, mesh) == TPU
+
+
+def test_a_loaded_model_knows_its_devices(model_folder):
+  mesh = parallel.data_mesh()
+  denoiser = StableSR.load(model_folder).denoiser
+  assert denoiser._unet.compute == parallel.for_devices(ComputeConfig(), mesh)
 
 
 def test_without_cudnn_there_is_no_flash_attention(monkeypatch):

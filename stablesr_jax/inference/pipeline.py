@@ -109,7 +109,7 @@ class StableSR:
     mesh = data_mesh(devices or jax.local_devices())
     if precision == "auto":
       precision = "float32" if platform(mesh) == "cpu" else "bfloat16"
-    compute = ComputeConfig(dtype=precision, platform=platform(mesh))
+    compute = for_devices(ComputeConfig(dtype=precision), mesh)
     parts = ["unet", "time_aware_encoder", "autoencoder", NULL_PROMPT]
     params = load_params(path, manifest, parts, dtype=precision, sharding=replicated(mesh))
     params |= {part: winograd.prepare(params[part], compute, donate=True) for part in ("unet", "time_aware_encoder")}
