@@ -26,7 +26,7 @@ def get_config() -> TrainConfig:
     stage=CfwStage(perceptual_weight=1.0, lpips="models/lpips", adversarial_weight=0.025, adversarial_start=501),
     model=sizes.stablesr_512(),
     model_path="runs/stablesr_512/model",
-    data=DataConfig(SOURCES, crop_size=512, workers=4),
+    data=DataConfig(SOURCES, crop_size=512, workers=16),
     steps=100_000,
     batch_size=8,
     optimizer=OptimizerConfig(learning_rate=5e-5, betas=(0.5, 0.9), weight_decay=0.0),

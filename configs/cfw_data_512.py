@@ -22,7 +22,7 @@ def get_config() -> TrainConfig:
     stage=CfwDataStage(degradation=PRESETS["stablesr_512"], count=100_000),
     model=sizes.stablesr_512(),
     model_path="runs/stablesr_512/model",
-    data=DataConfig(SOURCES, crop_size=512, workers=8),
+    data=DataConfig(SOURCES, crop_size=512, workers=16),
     batch_size=64,
     seed=1,  # other crops and degradations than in the restorer's training
     compute=ComputeConfig(dtype="bfloat16"),

@@ -31,7 +31,7 @@ def get_config() -> TrainConfig:
     stage=RestorerStage(degradation=PRESETS["stablesr_512"]),
     model=sizes.stablesr_512(),
     model_path="models/sd21_base",
-    data=DataConfig(SOURCES, crop_size=512, workers=8),
+    data=DataConfig(SOURCES, crop_size=512, workers=16),
     steps=16_500,  # the paper's 117 epochs
     batch_size=192,
     optimizer=OptimizerConfig(learning_rate=5e-5, ema_decay=0.9999),

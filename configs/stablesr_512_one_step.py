@@ -34,7 +34,7 @@ def get_config() -> TrainConfig:
     model=sizes.stablesr_512(),
     model_path="runs/cfw_512/model",
     sampling=SamplingConfig(steps=1, start_step=250, start_noise=0.0, fidelity_weight=0.5),
-    data=DataConfig(SOURCES, crop_size=512, workers=8),
+    data=DataConfig(SOURCES, crop_size=512, workers=16),
     steps=20_000,
     batch_size=32,
     optimizer=OptimizerConfig(learning_rate=5e-5, betas=(0.5, 0.9), weight_decay=0.0, ema_decay=0.999),

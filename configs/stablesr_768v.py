@@ -26,7 +26,7 @@ def get_config() -> TrainConfig:
     model=sizes.stablesr_768v(),
     model_path="models/sd21_768v",
     sampling=SamplingConfig(tile_size=96, fidelity_weight=0.0),
-    data=DataConfig(SOURCES, crop_size=768, workers=8),
+    data=DataConfig(SOURCES, crop_size=768, workers=16),
     steps=16_500,
     batch_size=192,
     optimizer=OptimizerConfig(learning_rate=5e-5, ema_decay=0.9999),

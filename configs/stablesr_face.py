@@ -24,7 +24,7 @@ def get_config() -> TrainConfig:
     stage=RestorerStage(degradation=PRESETS["face"]),
     model=sizes.stablesr_512(),
     model_path="runs/stablesr_512/model",
-    data=DataConfig(SOURCES, crop_size=512, workers=8),
+    data=DataConfig(SOURCES, crop_size=512, workers=16),
     steps=5_000,
     batch_size=192,
     optimizer=OptimizerConfig(learning_rate=5e-5, ema_decay=0.9999),

@@ -30,7 +30,7 @@ def get_config() -> TrainConfig:
     model=sizes.stablesr_512(),
     model_path="models/stablesr_turbo",
     sampling=SamplingConfig(steps=4),
-    data=DataConfig(SOURCES, crop_size=512, workers=8),
+    data=DataConfig(SOURCES, crop_size=512, workers=16),
     steps=2_000,
     batch_size=192,
     optimizer=OptimizerConfig(learning_rate=5e-5, ema_decay=0.9999),
