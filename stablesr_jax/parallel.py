@@ -118,21 +118,17 @@ def _has_cudnn() -> bool:
   return True
 
 
-def over_batch(function: Callable[..., Any], devices: int) -> Callable[..., Any]:
-  """A function of arrays whose first axis is the batch, each of the mesh's devices on its own part.
+def on_each(function: Callable[..., Any], devices: int, inputs: Any, output: Any) -> Callable[..., Any]:
+  """A function of arrays, each of the mesh's devices on its own part of them.
 
-  For what XLA cannot divide by itself, within a program for arrays on a mesh of that many devices. A batch that they do
-  not divide is computed by each of them.
+  For what XLA cannot divide by itself, within a program for arrays on a mesh of that many devices.
+
+  Args:
+    inputs: How the arguments are divided, as `jax.shard_map` takes it.
+    output: How the result is.
   """
-  if devices == 1:
-    return function
   mesh = jax.sharding.AbstractMesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-
-  def divided(*args):
-    spec = jax.P() if len(args[0]) % devices else jax.P("data")
-    return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(*args)
-
-  return divided
+  return jax.shard_map(function, mesh=mesh, in_specs=inputs, out_specs=output, check_vma=False)
 
 
 def replicated(mesh: jax.sharding.Mesh) -> jax.NamedSharding:

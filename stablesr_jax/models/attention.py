@@ -4,12 +4,14 @@ The batch stays an axis of every product, so that a batch that is divided among 
 loops over pictures or heads, except a single CPU.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from stablesr_jax.config import ComputeConfig
-from stablesr_jax.parallel import over_batch
+from stablesr_jax.parallel import on_each
 
 # Scores that a device holds at once, in elements: 256 MiB of float32, beside networks of several GiB.
 _SCORES = 1 << 26
@@ -54,7 +56,7 @@ def attention(
     return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
   q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
   if how == "pallas":
-    answer = over_batch(_pallas, compute.devices)(q, k, v, keys)
+    answer = _divided(_pallas, compute.devices, q, k, v, keys)
   elif compute.platform == "cpu" and compute.devices == 1:
     answer = _head_by_head(q, k, v, keys)
   else:
@@ -135,6 +137,25 @@ def _head_by_head(
   keys = None if keys is None else jnp.repeat(keys[:, None], q.shape[1], axis=0)
   head = lambda head: _chunked(*head, limit=_CPU_SCORES)
   return jax.lax.map(head, (*heads, keys)).reshape(q.shape)
+
+
+def _divided(
+  function: Callable[..., jax.Array],
+  devices: int,
+  q: Float[Array, "b h n d"],
+  k: Float[Array, "b h m d"],
+  v: Float[Array, "b h m d"],
+  keys: Bool[Array, "b m"] | None,
+) -> Float[Array, "b h n d"]:
+  """Each device has pictures of its own, or queries of its own where the pictures are too few for all."""
+  if devices == 1:
+    return function(q, k, v, keys)
+  queries = others = jax.P()
+  if q.shape[0] % devices == 0:
+    queries = others = jax.P("data")
+  elif q.shape[2] % (devices * _TPU_BLOCKS[-1]) == 0:
+    queries = jax.P(None, None, "data")
+  return on_each(function, devices, (queries, others, others, others), queries)(q, k, v, keys)
 
 
 def _pallas(
