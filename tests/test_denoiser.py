@@ -15,7 +15,7 @@ from stablesr_jax.inference.tiling import Sheet
 from stablesr_jax.parallel import data_mesh
 from tests import micro
 
-SHEET = Sheet.of([(24, 24)], [(24, 24)], 16, 8)  # four tiles
+SHEET = Sheet.of([(24, 24)], [(24, 24)], 16, 8)  # four tiles on (32, 32)
 STEPS = samplers.plan(micro.MODEL.diffusion, dataclasses.replace(micro.SAMPLING, steps=4))
 
 
@@ -26,7 +26,7 @@ def make(tile_batch: int | None = None, platform="cpu") -> Denoiser:
 
 
 def arguments(model: Denoiser, steps: int):
-  noise = frames.Noise([jax.random.key(0)], SHEET.canvas, SHEET.row, (24, 4))
+  noise = frames.Noise([jax.random.key(0)], SHEET.canvas, SHEET.row, (32, 4))
   chosen = samplers.Steps(*(column[:steps] for column in STEPS))
   return SHEET, noise, chosen, model.condition(jnp.zeros((1, 77, 8)), 1.0)
 
@@ -35,7 +35,7 @@ def arguments(model: Denoiser, steps: int):
 def test_a_step_is_two_dispatches_for_each_batch(monkeypatch, tile_batch, batches):
   """In the trace of the whole loop every program that is run is one equation, and so is every single operation."""
   monkeypatch.setattr(denoiser, "compiler_options", lambda platform: {})  # which a trace refuses
-  model, canvas = make(tile_batch), jax.ShapeDtypeStruct((24, 24, 4), jnp.float32)
+  model, canvas = make(tile_batch), jax.ShapeDtypeStruct((32, 32, 4), jnp.float32)
 
   def dispatches(steps: int) -> int:
     given = arguments(model, steps)
@@ -72,6 +72,6 @@ def test_progress_is_told_when_the_step_after_it_is_running(monkeypatch):
   model, happened = make(4), []
   predict = model.predict
   monkeypatch.setattr(model, "predict", lambda *args: happened.append("begun") or predict(*args))
-  x = lambda: jnp.zeros((24, 24, 4))
+  x = lambda: jnp.zeros((32, 32, 4))
   model.sample(x(), x(), *arguments(model, 3), progress=lambda done, steps: happened.append((done, steps)))
   assert happened == ["begun", "begun", (1, 3), "begun", (2, 3), (3, 3)]

@@ -45,17 +45,17 @@ def test_aggregating_what_was_split_gives_the_canvases_back():
   """Two canvases, the first with space to spare."""
   canvases = [jax.random.normal(jax.random.key(k), (1, *shape, 4)) for k, shape in enumerate([(24, 48), (16, 24)])]
   sheet = tiling.Sheet.of([(22, 40), (16, 24)], [(24, 48), (16, 24)], 16, 8)
-  assert sheet.shape == (48, 48) and sheet.tops == (0, 24)
+  assert sheet.shape == (64, 64) and sheet.tops == (0, 24)
   laid = jnp.zeros((*sheet.shape, 4))
-  for number, canvas in enumerate(canvases):
-    laid = sheet.lay(laid, canvas, number)
+  for canvas, top in zip(canvases, sheet.tops, strict=True):
+    laid = tiling.lay(laid, canvas, [top])
   tiles = tiling.split(laid, sheet.starts, 16)
   assert tiles.shape == (2 * 4 + 2, 16, 16, 4)
   joined = aggregate(tiles, sheet)
   np.testing.assert_allclose(sheet.take(joined, 0, 1, (24, 48))[0, :22, :40], canvases[0][0, :22, :40], atol=1e-5)
   np.testing.assert_allclose(sheet.take(joined, 1, 1, (16, 24)), canvases[1], atol=1e-5)
   assert (sheet.canvas[:24] == 0).all() and (sheet.canvas[24:] == 1).all()
-  np.testing.assert_array_equal(sheet.row, [*range(24), *range(24)])
+  np.testing.assert_array_equal(sheet.row, [*range(24), *range(40)])
 
 
 def test_aggregation_is_the_weighted_average_of_the_tiles_that_count():

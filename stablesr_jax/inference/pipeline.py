@@ -195,10 +195,9 @@ class StableSR:
       lr, padded = _joined([plans[number].prepare(images[number], f) for number in bunch])
       sides = np.array([plans[number].latent_size for number in bunch], np.int32)
       moments, features = self.autoencoder.encode(padded, sides)
-      latents, noised = _start(
-        self.config, sampling.start_step, sampling.start_noise, moments, [keys[number] for number in bunch]
-      )
-      x, low = sheet.lay(x, noised, first), sheet.lay(low, latents, first)
+      tops = np.array(sheet.tops[first : first + len(bunch)], np.int32)
+      drawn = [keys[number] for number in bunch]
+      x, low = _start(self.config, sampling.start_step, sampling.start_noise, moments, drawn, x, low, tops)
       encoded.append((lr, padded, sides, features))
       first += len(bunch)
     steps = samplers.plan(self.config.diffusion, sampling)
@@ -371,22 +370,27 @@ def _concatenated(pictures: list[tuple[jax.Array, jax.Array]]) -> tuple[jax.Arra
   return jnp.concatenate(lr), jnp.concatenate(padded)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(5, 6))
 def _start(
   config: ModelConfig,
   start_step: int,
   start_noise: float | Float[Array, ""],
   moments: Float[Array, "b h w m"],
   keys: Sequence[Key[Array, ""]],
-) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
-  """The LR pictures' latents, and where sampling starts: these, noised."""
+  x: Float[Array, "H W c"],
+  low: Float[Array, "H W c"],
+  tops: Int[Array, " b"],
+) -> tuple[Float[Array, "H W c"], Float[Array, "H W c"]]:
+  """Lays pictures on two sheets, at the rows `tops`: the noised latents that sampling starts from on `x`, and the LR
+  pictures' own latents on `low`."""
   assert config.autoencoder is not None
   b, h, w, _ = moments.shape
   channels = config.autoencoder.latent_channels
   noise = frames.Noise(keys, jnp.repeat(jnp.arange(b), h), jnp.tile(jnp.arange(h), b), (w, channels))
   draw = lambda purpose: start_noise * noise(purpose).reshape(b, h, w, channels)
   latent = config.autoencoder.scale_factor * sample_posterior(moments, draw(_POSTERIOR))
-  return latent, add_noise(config.diffusion, latent, draw(_START), start_step)
+  noised = add_noise(config.diffusion, latent, draw(_START), start_step)
+  return tiling.lay(x, noised, tops), tiling.lay(low, latent, tops)
 
 
 def _step_noise(noise: frames.Noise, number: jax.Array) -> Float[Array, "h w c"]:

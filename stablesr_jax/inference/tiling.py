@@ -10,9 +10,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from stablesr_jax.inference import frames
 
-# The shortest side of a sheet, in latent pixels.
-_SMALLEST = 8
-
 
 def offsets(size: int, tile: int, overlap: int) -> list[int]:
   """Where tiles start along one side, `tile - overlap` apart; the last one is moved back to end at the border.
@@ -78,7 +75,9 @@ class Sheet:
       ValueError: A canvas is smaller than a tile.
     """
     heights = [height for height, _ in spaces]
-    shape = frames.length(sum(heights), _SMALLEST), frames.length(max(width for _, width in spaces), _SMALLEST)
+    # Powers of two: a sheet is small, and the fewer shapes, the fewer programs.
+    sides = sum(heights), max(width for _, width in spaces)
+    shape = 1 << (sides[0] - 1).bit_length(), 1 << (sides[1] - 1).bit_length()
     tops = np.cumsum([0, *heights[:-1]])
     grids = [grid(*size, tile, overlap) + np.array([top, 0], np.int32) for size, top in zip(sizes, tops, strict=True)]
     starts, weights = np.concatenate(grids), np.zeros((*shape, 1), np.float32)
@@ -90,10 +89,6 @@ class Sheet:
       tile, shape, tuple(map(int, tops)), canvas.astype(np.int32), row.astype(np.int32), starts,
       np.where(weights > 0, weights, 1),
     )  # fmt: skip
-
-  def lay(self, sheet: Float[Array, "h w c"], canvases: Float[Array, "k _ _ c"], first: int) -> Float[Array, "h w c"]:
-    """The sheet with canvases in their places, the `first`-th and those after it; its old buffer is reused."""
-    return _lay(sheet, canvases, np.array(self.tops[first : first + len(canvases)], np.int32))
 
   def take(
     self, sheet: Float[Array, "h w c"], first: int, count: int, space: tuple[int, int]
@@ -142,8 +137,10 @@ def crop(
   return jax.lax.dynamic_slice(image, (y, x, 0), (height, width, image.shape[-1]))
 
 
-@jax.jit(donate_argnums=0)
-def _lay(sheet: jax.Array, canvases: jax.Array, tops: jax.Array) -> jax.Array:
+def lay(
+  sheet: Float[Array, "h w c"], canvases: Float[Array, "k _ _ c"], tops: Sequence[int] | Int[Array, " k"]
+) -> Float[Array, "h w c"]:
+  """The sheet with canvases in their places, which begin at the rows `tops`."""
   for canvas, top in zip(canvases, tops, strict=True):
     sheet = jax.lax.dynamic_update_slice(sheet, canvas, (top, 0, 0))
   return sheet

@@ -109,7 +109,7 @@ def test_aggregation_sampling(denoiser):
   x, lr = nhwc(data["x_T"]), nhwc(data["lr_latent"])
   size = x.shape[1:3]
   sheet = tiling.Sheet.of([size], [size], int(data["tile"]), int(data["overlap"]))
-  on_sheet = lambda canvas: sheet.lay(jnp.zeros((*sheet.shape, canvas.shape[-1])), jnp.asarray(canvas), 0)
+  on_sheet = lambda canvas: tiling.lay(jnp.zeros((*sheet.shape, canvas.shape[-1])), jnp.asarray(canvas), sheet.tops)
   noise = Given(jnp.stack([on_sheet(nhwc(data[f"noise_{i}"])) for i in range(len(steps.timesteps))]))
   conditions = condition(denoiser(batch), data)
   result = denoiser(batch).sample(on_sheet(x), on_sheet(lr), sheet, noise, steps, conditions)
