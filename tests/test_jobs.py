@@ -134,3 +134,10 @@ def test_a_disk_that_is_full_is_told_for_the_picture(model, folder, monkeypatch)
   monkeypatch.setattr(jobs, "write_image", full)
   summary = restore_folder(model, folder / "in", folder / "out", group=2)
   assert not summary.restored and len(summary.failed) == 5
+
+
+@pytest.mark.parametrize("options, message", [({"group": 0}, "group 0"), ({"scale": float("nan")}, "scale nan")])
+def test_wrong_settings_are_told_before_any_work(model, folder, options, message):
+  with pytest.raises(UserError, match=message):
+    restore_folder(model, folder / "in", folder / "out", **options)
+  assert not (folder / "out").exists()

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from stablesr_jax.errors import UserError
+from stablesr_jax.inference import processes
 from stablesr_jax.inference.processes import Outcome, Place, find_place, together
 from tests import micro
 from tests.micro import photograph
@@ -57,17 +58,53 @@ def test_a_cluster_that_says_nonsense_is_one_line(monkeypatch):
     find_place()
 
 
-def test_the_first_learns_of_the_others(tmp_path):
-  with together(tmp_path, Place(0, 3)) as first:
-    with together(tmp_path, Place(1, 3)) as second:
+def test_the_first_learns_of_the_others(tmp_path, monkeypatch):
+  monkeypatch.setattr(processes, "_SECONDS_TO_START", 0.5)
+  told = []
+  with together(tmp_path, Place(0, 4)) as first:
+    with together(tmp_path, Place(1, 4)) as second:
       second.finish(Outcome(3, 1))
-      with pytest.raises(UserError, match="process 1 of 3 is running already"):
-        with together(tmp_path, Place(1, 3)):
+      with pytest.raises(UserError, match="process 1 of 4 is running already"):
+        with together(tmp_path, Place(1, 4)):
           pass
-    with together(tmp_path, Place(2, 3)):
+      with pytest.raises(UserError, match="a run of 4 processes is at work there, not of 2"):
+        with together(tmp_path, Place(1, 2)):
+          pass
+    with together(tmp_path, Place(2, 4)):
       pass  # ends without a word
-    assert first.outcomes() == [Outcome(3, 1), None]
+    assert first.outcomes(told.append) == [
+      Outcome(3, 1),
+      Outcome(fault="ended early"),
+      Outcome(fault="was not started"),
+    ]
+  assert told == ["waiting for process 3 of 4"]
   assert not list(tmp_path.iterdir())
+
+
+def test_what_an_earlier_run_left_is_not_taken_for_this_ones(tmp_path, monkeypatch):
+  """Of an earlier run, and of one of another number of processes; all that were not started share one wait."""
+  monkeypatch.setattr(processes, "_SECONDS_TO_START", 0.5)
+  for place in (Place(1, 9), Place(2, 9), Place(3, 4)):
+    with together(tmp_path, place) as earlier:
+      earlier.finish(Outcome(5, 0))
+  time.sleep(0.6)
+  with together(tmp_path, Place(4, 8)) as recent:
+    recent.finish(Outcome(5, 0))
+  began = time.monotonic()
+  with together(tmp_path, Place(0, 9)) as first:
+    outcomes = first.outcomes(lambda message: None)
+  assert outcomes == [Outcome(fault="was not started")] * 8 and time.monotonic() - began < 4
+  assert not list(tmp_path.iterdir())
+
+
+def test_one_that_still_runs_keeps_its_place_when_the_first_is_stopped(tmp_path):
+  with together(tmp_path, Place(1, 2)):
+    with pytest.raises(KeyboardInterrupt):
+      with together(tmp_path, Place(0, 2)):
+        raise KeyboardInterrupt
+    with pytest.raises(UserError, match="is running already"):
+      with together(tmp_path, Place(1, 2)):
+        pass
 
 
 PROGRAM = """
@@ -96,8 +133,11 @@ def test_two_processes_restore_a_folder_and_one_that_is_killed_loses_only_its_ow
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
   def finish(process: subprocess.Popen) -> tuple[int, list[str], list[str]]:
+    """Its exit code, the results' names, and what it told in the end."""
     out, err = process.communicate(timeout=300)
-    return process.returncode, out.splitlines(), [line for line in err.splitlines() if line.startswith("infer.py: ")]
+    told = [line for line in err.splitlines() if line.startswith("infer.py: ")]
+    assert "restores its own part of the input" in told.pop(0)
+    return process.returncode, out.splitlines(), [line for line in told if "waiting for process 1 of 2" not in line]
 
   def there(output: str) -> list[str]:
     return sorted(path.name for path in (tmp_path / output).rglob("*.png"))
@@ -107,7 +147,7 @@ def test_two_processes_restore_a_folder_and_one_that_is_killed_loses_only_its_ow
   (code, names, told), (other_code, other_names, other_told) = map(finish, both)
   assert code == other_code == 0, (told, other_told)
   assert len(names) == len(other_names) == 10 and not set(names) & set(other_names)
-  assert told == ["infer.py: 2 processes: 20 pictures restored, 0 could not be"] and not other_told
+  assert told == ["infer.py: 2 of 2 processes: 20 pictures restored, 0 could not be"] and not other_told
   assert there("out") == everything
   assert not (tmp_path / "out" / ".stablesr_processes").exists()
 
@@ -121,12 +161,12 @@ def test_two_processes_restore_a_folder_and_one_that_is_killed_loses_only_its_ow
   second.communicate()
   code, names, told = finish(first)
   assert code == 2 and len(names) == 10 and set(name.rpartition("/")[2] for name in names) <= set(there("again"))
-  assert told[0] == "infer.py: 2 processes: 10 pictures restored, 0 could not be"
+  assert told[0] == "infer.py: 1 of 2 processes: 10 pictures restored, 0 could not be"
   assert told[1] == "infer.py: error: process 1 ended early; run the same again for what is left"
   left = 20 - len(there("again"))
   assert left > 0
   both = [start(process, "again") for process in (0, 1)]
   (code, names, told), (other_code, other_names, _) = map(finish, both)
   assert code == other_code == 0 and len([name for name in names + other_names if name.endswith(".png")]) == left
-  assert told == [f"infer.py: 2 processes: {left} pictures restored, 0 could not be"]
+  assert told == [f"infer.py: 2 of 2 processes: {left} pictures restored, 0 could not be"]
   assert there("again") == everything

@@ -126,6 +126,25 @@ def test_bad_arguments(model, image, options, message):
     model.upscale(image, **options)
 
 
+@pytest.mark.parametrize(
+  "images, keys, message",
+  [
+    ([np.zeros((8, 8, 3), np.uint8)], 1, "image of uint8: expected an array of floats"),
+    ([Image.new("RGB", (8, 8))], 1, "image of Image: expected an array of floats"),
+    ([np.full((8, 8, 3), 200.0)], 1, "values in \\[0, 1\\]"),
+    ([np.zeros((8, 8, 3), np.float32)], 2, "1 images, but 2 keys"),
+    ([np.zeros((8, 8, 3), np.float32)], 0, "1 images, but 0 keys"),
+  ],
+)
+def test_bad_batches(model, images, keys, message):
+  with pytest.raises(UserError, match=message):
+    model.upscale_batch(images, scale=4, keys=list(jax.random.split(jax.random.key(0), keys)) if keys else [])
+
+
+def test_a_batch_of_none_is_none(model):
+  assert model.upscale_batch([], scale=4, keys=[]) == []
+
+
 def test_a_model_that_lacks_a_part_is_named():
   config = dataclasses.replace(micro.MODEL, time_aware_encoder=None)
   with pytest.raises(ValueError, match="has no time aware encoder"):

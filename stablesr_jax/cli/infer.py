@@ -72,7 +72,7 @@ class Arguments:
   tile_overlap: Annotated[int | None, _own("N")] = None
   """overlap of neighbouring tiles, in latent pixels"""
   tile_batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-  """number of tiles in one call of the network; default: 1 on CPU, up to 8 on each accelerator"""
+  """number of tiles in one call of the network; default: 1 on CPU, up to 32 on each accelerator"""
   autoencoder_tile: int = 1024
   """largest side in pixels that the autoencoder takes whole; less needs less memory"""
   prompt: Annotated[str | None, _own("TEXT")] = None
@@ -103,23 +103,31 @@ def _main(arguments: Arguments, prog: str) -> int:
   _check(arguments)
   place = find_place(arguments.processes, arguments.process)
   jobs = plan_jobs(arguments.input, arguments.output, arguments.overwrite, place)
+  if place.processes > 1:
+    print(f"{prog}: process {place.process} of {place.processes}: restores its own part of the input", file=sys.stderr)
+  if arguments.input.is_file() and place.process:
+    return 0  # the first one has it
   if place.processes == 1 or arguments.input.is_file():
     return _restore(arguments, jobs, prog)[0]
   with together(arguments.output, place) as processes:
     code, outcome = _restore(arguments, jobs, prog)
     processes.finish(outcome)
-    return code if place.process else _sum_up(code, [outcome, *processes.outcomes()], prog)
+    if place.process:
+      return code
+    others = processes.outcomes(lambda message: print(f"{prog}: {message}", file=sys.stderr))
+    return _sum_up(code, [outcome, *others], prog)
 
 
-def _sum_up(code: int, outcomes: Sequence[Outcome | None], prog: str) -> int:
+def _sum_up(code: int, outcomes: Sequence[Outcome], prog: str) -> int:
   """Tells what became of all processes' pictures, and returns the exit code for it, `code` if the others did well."""
-  ended = [outcome for outcome in outcomes if outcome is not None]
+  ended = [outcome for outcome in outcomes if not outcome.fault]
   restored, failed = sum(outcome.restored for outcome in ended), sum(outcome.failed for outcome in ended)
-  print(f"{prog}: {len(outcomes)} processes: {restored} pictures restored, {failed} could not be", file=sys.stderr)
-  if missing := [str(number) for number, outcome in enumerate(outcomes) if outcome is None]:
-    which = f"process {missing[0]}" if len(missing) == 1 else f"processes {', '.join(missing)}"
-    print(f"{prog}: error: {which} ended early; run the same again for what is left", file=sys.stderr)
-  return code or (BAD_INPUT if missing or failed else 0)
+  which = f"{len(ended)} of {len(outcomes)} processes"
+  print(f"{prog}: {which}: {restored} pictures restored, {failed} could not be", file=sys.stderr)
+  faults = [f"process {number} {outcome.fault}" for number, outcome in enumerate(outcomes) if outcome.fault]
+  if faults:
+    print(f"{prog}: error: {', '.join(faults)}; run the same again for what is left", file=sys.stderr)
+  return code or (BAD_INPUT if faults or failed else 0)
 
 
 def _restore(arguments: Arguments, jobs: Sequence[Job], prog: str) -> tuple[int, Outcome]:

@@ -6,6 +6,7 @@ What takes long to import is imported when the first picture is restored: wrong 
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 import zlib
@@ -177,6 +178,10 @@ def run_jobs(
 
   The arguments and errors are those of `restore_folder`.
   """
+  if group is not None and group < 1:
+    raise UserError(f"group {group}: must be at least 1")
+  if not 0 < scale < math.inf:
+    raise UserError(f"scale {scale}: must be a positive number")
   sampling, report = sampling or model.manifest.sampling, report or Report()
   model.check(sampling)
   restored: list[Job] = []

@@ -179,6 +179,11 @@ class StableSR:
     self.check(sampling)
     if not (scale > 0 and math.isfinite(scale)):
       raise UserError(f"scale {scale}: must be a positive number")
+    if len(keys) != len(images):
+      raise UserError(f"{len(images)} images, but {len(keys)} keys: must be as many")
+    if not images:
+      return []
+    images = [_require_floats(image) for image in images]
     plans = [self._plan(image.shape, scale, sampling.tile_size) for image in images]
     bunches = self._bunches(plans)
     order = [number for bunch in bunches for number in bunch]
@@ -302,6 +307,13 @@ def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
   if (height * scale) * (width * scale) > _MOST_PIXELS:  # in floats: infinite, but no error
     raise UserError(f"scale {scale}: the result would have more than {_MOST_PIXELS / 1e9:.1f} gigapixels")
   return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _require_floats(image: np.ndarray) -> np.ndarray:
+  if isinstance(image, np.ndarray) and image.dtype != np.uint8:
+    return to_float(image)
+  kind = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
+  raise UserError(f"image of {kind}: expected an array of floats in [0, 1]")
 
 
 class _Plan(NamedTuple):

@@ -9,13 +9,12 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
 import time
-from collections.abc import Iterator
-from typing import TextIO
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
 
 from stablesr_jax.errors import UserError
-from stablesr_jax.files import lock, make_folder
+from stablesr_jax.files import lock, make_folder, require_writable
 
 _FOLDER = ".stablesr_processes"
 # Processes that were started together may be that far apart.
@@ -63,10 +62,15 @@ def _place_in_cluster() -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What became of a process's pictures: how many were restored, and how many could not be."""
+  """What became of a process's pictures: how many were restored, and how many could not be.
 
-  restored: int
-  failed: int
+  Attributes:
+    fault: Why that is not known, "ended early" or "was not started"; empty if it is.
+  """
+
+  restored: int = 0
+  failed: int = 0
+  fault: str = ""
 
 
 class Together:
@@ -75,32 +79,52 @@ class Together:
   with together(folder, place) as processes:
     ...
     processes.finish(Outcome(restored=10, failed=0))
-    everybody = processes.outcomes()
+    everybody = processes.outcomes(print)
   """
 
   def __init__(self, folder: pathlib.Path, place: Place, own: TextIO):
     self._folder, self._place, self._own = folder, place, own
+    self._began = time.time()
+    self._note(None)
 
   def finish(self, outcome: Outcome) -> None:
     """Lets the first process know."""
-    json.dump(dataclasses.asdict(outcome), self._own)
+    self._note(outcome)
+
+  def outcomes(self, tell: Callable[[str], object]) -> list[Outcome]:
+    """What became of the others' pictures, in their order, once they have ended. The first process calls it when it has
+    finished; one that is not seen within two minutes was not started. `tell` is called with what is waited for."""
+    deadline = time.monotonic() + _SECONDS_TO_START
+    return [self._outcome(number, deadline, tell) for number in range(1, self._place.processes)]
+
+  def _note(self, outcome: Outcome | None) -> None:
+    known = {"processes": self._place.processes, "began": self._began}
+    self._own.seek(0)
+    self._own.truncate()
+    json.dump(known | {"outcome": outcome and dataclasses.asdict(outcome)}, self._own)
     self._own.flush()
 
-  def outcomes(self) -> list[Outcome | None]:
-    """What became of the others' pictures, in their order, once they have ended; None for one that ended early, or that
-    was not seen within two minutes. The first process calls it when it has finished."""
-    return [self._outcome(number) for number in range(1, self._place.processes)]
-
-  def _outcome(self, number: int) -> Outcome | None:
-    file, deadline = _file(self._folder, number), time.monotonic() + _SECONDS_TO_START
-    while not file.exists():
-      if time.monotonic() > deadline:
-        return None
+  def _outcome(self, number: int, deadline: float, tell: Callable[[str], object]) -> Outcome:
+    file, told = _file(self._folder, number), False
+    while True:
+      if file.exists():
+        with file.open() as theirs:
+          ended, note = lock(theirs, wait=False), _read(theirs)
+        if ended and note is not None and self._is_ours(note):
+          return Outcome(**note["outcome"]) if note["outcome"] else Outcome(fault="ended early")
+        running = not ended
+      else:
+        running = False
+      if not running and time.monotonic() > deadline:
+        return Outcome(fault="was not started")
+      if not told:
+        tell(f"waiting for process {number} of {self._place.processes}")
+        told = True
       time.sleep(0.2)
-    with file.open() as theirs:
-      lock(theirs, wait=True)
-      text = theirs.read()
-    return Outcome(**json.loads(text)) if text else None
+
+  def _is_ours(self, note: dict[str, Any]) -> bool:
+    """Whether it was not left behind by an earlier run."""
+    return note["processes"] == self._place.processes and note["began"] > self._began - _SECONDS_TO_START
 
 
 @contextlib.contextmanager
@@ -108,20 +132,50 @@ def together(output: pathlib.Path, place: Place) -> Iterator[Together]:
   """Makes this process known to the others that write to the folder `output`; the first one cleans up at the end.
 
   Raises:
-    UserError: The folder cannot be made, or such a process runs already.
+    UserError: The folder cannot be made, such a process runs already, or one of another number of processes.
   """
   folder = output / _FOLDER
+  require_writable(output)
   make_folder(folder)
-  file = _file(folder, place.process)
-  with file.open("a+") as own:
-    if not lock(own, wait=False):
+  for file in folder.glob("*.json"):
+    with file.open() as theirs:
+      ended, note = lock(theirs, wait=False), _read(theirs)
+    if not ended and note is not None and note["processes"] != place.processes:
+      raise UserError(f"{output}: a run of {note['processes']} processes is at work there, not of {place.processes}")
+  with _file(folder, place.process).open("a+") as own:
+    if not _take(own):
       raise UserError(f"{output}: process {place.process} of {place.processes} is running already")
-    own.truncate(0)  # only now: it may have been another's
     try:
       yield Together(folder, place, own)
     finally:
       if place.process == 0:
-        shutil.rmtree(folder, ignore_errors=True)
+        _clean_up(folder)
+
+
+def _take(own: TextIO) -> bool:
+  """Locks this process's file. Another may hold it for a moment, to see whether it is locked."""
+  deadline = time.monotonic() + 2
+  while not (taken := lock(own, wait=False)) and time.monotonic() < deadline:
+    time.sleep(0.05)
+  return taken
+
+
+def _clean_up(folder: pathlib.Path) -> None:
+  """Removes the files of processes that are no more, and this one's; those that still run keep theirs."""
+  for file in folder.glob("*.json"):
+    with contextlib.suppress(OSError), file.open() as theirs:
+      if file.name == _file(folder, 0).name or lock(theirs, wait=False):
+        file.unlink()
+  with contextlib.suppress(OSError):  # not empty
+    folder.rmdir()
+
+
+def _read(file: TextIO) -> dict[str, Any] | None:
+  """What a process noted; None if it has not yet, or was killed meanwhile."""
+  try:
+    return json.loads(file.read())
+  except ValueError:
+    return None
 
 
 def _file(folder: pathlib.Path, number: int) -> pathlib.Path:
