@@ -183,8 +183,8 @@ class StableSR:
       raise UserError(f"{len(images)} images, but {len(keys)} keys: must be as many")
     if not images:
       return []
+    plans = [self._plan(np.shape(image), scale, sampling.tile_size) for image in images]
     images = [_require_floats(image) for image in images]
-    plans = [self._plan(image.shape, scale, sampling.tile_size) for image in images]
     bunches = self._bunches(plans)
     order = [number for bunch in bunches for number in bunch]
     f, channels = self.autoencoder.config.downsampling, self.autoencoder.config.latent_channels
