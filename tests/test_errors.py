@@ -363,3 +363,9 @@ def test_a_platform_that_is_not_there_is_told_with_its_setting(monkeypatch, erro
 def test_processes_that_cannot_meet(arguments, message):
   with pytest.raises(UserError, match=message):
     parallel.connect(*arguments)
+
+
+def test_a_workdir_that_is_a_file(tmp_path, capsys):
+  (tmp_path / "file").write_text("")
+  assert code_of(train.main, "--config", "tiny_prior", "--workdir", tmp_path / "file") == 2
+  assert capsys.readouterr().err == f"train.py: error: {tmp_path / 'file'}: is a file, not a folder\n"

@@ -16,7 +16,7 @@ from stablesr_jax.checkpoints.store import require_replaceable
 from stablesr_jax.data import Batches, make_dataset
 from stablesr_jax.errors import UserError
 from stablesr_jax.evaluation.metrics import psnr_y, ssim_y
-from stablesr_jax.files import make_folder
+from stablesr_jax.files import make_folder, require_writable
 from stablesr_jax.models.parameters import Params, merge
 from stablesr_jax.parallel import batched, data_mesh, for_devices
 from stablesr_jax.training import state as states
@@ -74,6 +74,7 @@ def train(config: TrainConfig, folder: pathlib.Path, *, export_only: bool = Fals
   """
   if export_only and not saved_steps(folder):
     raise UserError(f"{folder}: has no checkpoint to export")
+  require_writable(folder)
   require_replaceable(folder / "model")
   mesh = data_mesh()
   config = dataclasses.replace(config, compute=for_devices(config.compute, mesh))
