@@ -120,6 +120,7 @@ sys.exit(infer.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.full  # eight programs one after the other
 def test_two_processes_restore_a_folder_and_one_that_is_killed_loses_only_its_own(tmp_path, compile_cache):
   model = micro.write(tmp_path / "model")
   for number in range(20):
