@@ -1,5 +1,6 @@
 """Ctrl-C: the first one stops the program in good order, a second one at once."""
 
+import _weakrefset
 import atexit
 import contextlib
 import gc
@@ -7,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
@@ -66,7 +68,9 @@ def _is_dropped(frame: FrameType | None) -> bool:
   """Whether an error that is raised in this frame gets no further than a callback that it is called from."""
   callbacks = [getattr(callback, "__code__", None) for callback in gc.callbacks]
   while frame is not None:
-    if frame.f_code in callbacks or frame.f_code.co_name == "__del__":
+    code = frame.f_code
+    # The callbacks of weak references are those of Python's own containers of them.
+    if code in callbacks or code.co_name == "__del__" or code.co_filename in (weakref.__file__, _weakrefset.__file__):
       return True
     frame = frame.f_back
   return False

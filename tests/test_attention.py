@@ -1,9 +1,7 @@
 """Attention: every way against the plain one, who goes which way, and what becomes of it on several devices."""
 
 import dataclasses
-import os
 import re
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -17,6 +15,7 @@ from benchmarks import attention as benchmark
 from stablesr_jax import StableSR, parallel
 from stablesr_jax.config import ComputeConfig
 from stablesr_jax.models.attention import attention, implementation
+from tests import forced_devices
 
 CPU = ComputeConfig(platform="cpu")
 HOPPER = ComputeConfig(dtype="bfloat16", platform="gpu", flash_channels=256)
@@ -209,10 +208,7 @@ print("same")
 
 
 def test_each_device_attends_in_its_own_pictures():
-  flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-  environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-  done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
-  assert done.stdout.strip() == "same", done.stderr[-2000:]
+  forced_devices.run(PROGRAM, 4)
 
 
 def device(platform: str, kind: str = "", capability: str = "", version: str = "PJRT C API\ncuda 13000"):

@@ -1,9 +1,6 @@
 """Pictures over eight devices, and what other devices than a CPU compute."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +9,7 @@ from stablesr_jax.config import ComputeConfig
 from stablesr_jax.inference.denoiser import Denoiser
 from stablesr_jax.models.components import abstract_params
 from stablesr_jax.parallel import data_mesh
+from tests import forced_devices
 from tests.micro import MODEL
 
 PROGRAM = """
@@ -77,10 +75,7 @@ print("same")
 
 
 def test_the_work_is_divided_among_devices_and_the_result_is_the_same():
-  flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-  environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-  done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
-  assert done.stdout.strip() == "same", done.stderr[-2000:]
+  forced_devices.run(PROGRAM, 8)
 
 
 def test_guidance_is_a_batch_twice_as_large(monkeypatch):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import pytest
 
@@ -38,6 +39,26 @@ def test_an_interrupt_in_the_garbage_collector_is_not_lost():
     if collecting in gc.callbacks:
       gc.callbacks.remove(collecting)
   assert signal.getsignal(signal.SIGINT) is end_now
+
+
+def test_an_interrupt_as_a_weak_reference_ends_is_not_lost():
+  class Key:
+    def __hash__(self):
+      return 1
+
+  class Loud(dict):
+    def __delitem__(self, key):  # what the callback of a WeakKeyDictionary calls
+      signal.raise_signal(signal.SIGINT)
+      time.sleep(0)
+      super().__delitem__(key)
+
+  keys, key = weakref.WeakKeyDictionary(), Key()
+  keys.data = Loud()
+  keys[key] = None
+  with pytest.raises(KeyboardInterrupt), stoppable():
+    del key
+    time.sleep(10)
+    pytest.fail("slept on")
 
 
 def test_the_handler_is_put_back(handler):

@@ -74,7 +74,7 @@ class Arguments:
   tile_batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
   """number of tiles in one call of the network; default: 1 on CPU, up to 32 on each accelerator"""
   autoencoder_tile: int = 1024
-  """largest side in pixels that the autoencoder takes whole; less needs less memory"""
+  """side in pixels of the largest square that a device's autoencoder takes whole; less needs less memory"""
   prompt: Annotated[str | None, _own("TEXT")] = None
   """text that describes the picture"""
   negative_prompt: Annotated[str | None, _own("TEXT")] = None
@@ -105,9 +105,9 @@ def _main(arguments: Arguments, prog: str) -> int:
   jobs = plan_jobs(arguments.input, arguments.output, arguments.overwrite, place)
   if place.processes > 1:
     print(f"{prog}: process {place.process} of {place.processes}: restores its own part of the input", file=sys.stderr)
-  if arguments.input.is_file() and place.process:
-    return 0  # the first one has it
-  if place.processes == 1 or arguments.input.is_file():
+  if arguments.input.is_file():  # the first one has it
+    return 0 if place.process else _restore(arguments, jobs, prog)[0]
+  if place.processes == 1:
     return _restore(arguments, jobs, prog)[0]
   with together(arguments.output, place) as processes:
     code, outcome = _restore(arguments, jobs, prog)

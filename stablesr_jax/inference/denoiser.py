@@ -133,17 +133,17 @@ class Denoiser:
     Args:
       x: Canvases on `sheet` at the first step's timestep, float32; its buffer is reused.
       lr: The LR images' latents on the sheet.
-      noise: A pytree (`jax.tree_util.Partial`) that gives for the number of a step standard normal noise (h, w, c).
+      noise: A pytree (as `jax.tree_util.Partial`) that gives for the number of a step standard normal noise (h, w, c).
       progress: Called with (steps done, steps) as each step is finished; the next one is running then.
 
     Returns:
       The canvases at the end of the steps, on the sheet.
     """
     # Canvas-sized work is replicated: it is little, and every device then has what its tiles need.
-    x, lr, noise, weights, norm = jax.device_put(
-      (x, lr, noise, tiling.gaussian_weights(sheet.tile), sheet.weights), replicated(self._mesh)
+    x, lr, noise, weights, norm, batches = jax.device_put(
+      (x, lr, noise, tiling.gaussian_weights(sheet.tile), sheet.weights, self.batches(sheet)), replicated(self._mesh)
     )
-    batches, count = self.batches(sheet), len(steps.timesteps)
+    count = len(steps.timesteps)
     lr_tiles = [_split(lr, batch.starts, tile=sheet.tile) for batch in batches]
     total, tiles, running = jnp.zeros_like(x), _split(x, batches[0].starts, tile=sheet.tile), None
     for i in range(count):

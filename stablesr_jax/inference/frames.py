@@ -28,9 +28,9 @@ def length(size: int, smallest: int) -> int:
   return side
 
 
-def around(size: tuple[int, int], smallest: int = SMALLEST) -> tuple[int, int]:
-  """The frame of a picture (height, width)."""
-  return length(size[0], smallest), length(size[1], smallest)
+def around(size: tuple[int, int]) -> tuple[int, int]:
+  """The sides of the frame of a picture (height, width), in pixels."""
+  return length(size[0], SMALLEST), length(size[1], SMALLEST)
 
 
 def put(picture: Float[np.ndarray, "h w c"], frame: tuple[int, int]) -> Float[np.ndarray, "{frame[0]} {frame[1]} c"]:
