@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from stablesr_jax import StableSR
 from stablesr_jax.compilation import enable_cache
 from stablesr_jax.evaluation import luma
-from stablesr_jax.image_io import read_image
+from stablesr_jax.images import read_image
 from stablesr_jax.inference import tiling
 
 SCALE = 4

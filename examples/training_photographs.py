@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from stablesr_jax.data import pack_images
-from stablesr_jax.image_io import decode_image
+from stablesr_jax.images import decode_image
 
 LIST = pathlib.Path(__file__).with_suffix(".tsv")
 SPLITS = ("train", "validation")

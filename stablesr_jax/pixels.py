@@ -14,6 +14,9 @@ from jaxtyping import Array, Float, Int
 from PIL import Image
 
 from stablesr_jax.errors import UserError
+from stablesr_jax.images.alpha import fill_transparent, resize_alpha
+from stablesr_jax.images.conversion import from_pillow
+from stablesr_jax.images.metadata import clean_icc
 
 # The order is that of a drawn mode's number.
 MODES = ("area", "bilinear", "bicubic")
@@ -150,11 +153,16 @@ def to_uint8(image: Pixels) -> Pixels:
 def to_float(image: np.ndarray | Image.Image) -> np.ndarray:
   """A PIL image (made RGB), uint8, or floats in [0, 1] -> float32 in [0, 1].
 
+  A PIL image of 16 bits (I;16) keeps them, CMYK is turned to sRGB, and what is fully transparent gets the colours
+  beside it.
+
   Raises:
-    UserError: The array has another dtype, or floats outside [0, 1].
+    UserError: The array has another dtype, or floats outside [0, 1]; the PIL image is of a mode that does not say what
+      its values mean (I, LAB).
   """
   if isinstance(image, Image.Image):
-    image = np.asarray(image.convert("RGB"))
+    pixels = from_pillow(image)
+    return fill_transparent(pixels.rgb, pixels.alpha)
   image = np.asarray(image)
   if image.dtype == np.uint8:
     return image.astype(np.float32) / 255
@@ -166,7 +174,15 @@ def to_float(image: np.ndarray | Image.Image) -> np.ndarray:
 
 
 def like(pixels: np.ndarray, example: Picture) -> Picture:
-  """float32 (H, W, 3) in [0, 1] -> the kind that `example` is: PIL, uint8, or float32 as it is."""
+  """float32 (H, W, 3) in [0, 1] -> the kind that `example` is: PIL, uint8, or float32 as it is.
+
+  A PIL image is RGB, or with the enlarged alpha of `example` RGBA, of 8 bits, and has its colour profile.
+  """
   if isinstance(example, Image.Image):
-    return Image.fromarray(to_uint8(pixels))
+    before, result = from_pillow(example), Image.fromarray(to_uint8(pixels))
+    if before.alpha is not None:
+      result.putalpha(Image.fromarray(to_uint8(resize_alpha(before.alpha, *pixels.shape[:2]))))
+    if (icc := clean_icc(example.info.get("icc_profile"))) and not before.converted:
+      result.info["icc_profile"] = icc
+    return result
   return to_uint8(pixels) if example.dtype == np.uint8 else pixels

@@ -12,7 +12,7 @@ from stablesr_jax import StableSR, compilation, parallel
 from stablesr_jax.checkpoints.store import EMBEDDED, read_manifest
 from stablesr_jax.cli import common, infer, train
 from stablesr_jax.errors import UserError
-from stablesr_jax.image_io import Picture, write_image
+from stablesr_jax.images import Picture, write_image
 from stablesr_jax.inference.jobs import Report, restore_folder
 
 

@@ -108,10 +108,10 @@ def test_results_are_written_while_the_next_pictures_are_restored(model, folder,
   """The first result's writer waits until the third picture is being restored."""
   third, write, restore = threading.Event(), jobs.write_image, model.upscale_batch
 
-  def slow(path, picture):
+  def slow(path, picture, *more):
     if path.name == "0.png":
       assert third.wait(60)
-    write(path, picture)
+    write(path, picture, *more)
 
   calls = []
 
@@ -128,7 +128,7 @@ def test_results_are_written_while_the_next_pictures_are_restored(model, folder,
 
 
 def test_a_disk_that_is_full_is_told_for_the_picture(model, folder, monkeypatch):
-  def full(path, picture):
+  def full(path, picture, *more):
     raise UserError(f"{path}: cannot be written (No space left on device)")
 
   monkeypatch.setattr(jobs, "write_image", full)

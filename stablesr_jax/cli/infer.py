@@ -5,7 +5,7 @@ import functools
 import math
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from stablesr_jax.cli.common import BAD_INPUT, parse, run, tell, warn
 from stablesr_jax.errors import UserError
 from stablesr_jax.files import require_writable
-from stablesr_jax.image_io import read_image
+from stablesr_jax.images import Output, read_image
 from stablesr_jax.inference.jobs import SEED, Job, Report, plan_jobs, run_jobs
 from stablesr_jax.inference.processes import Outcome, find_place, together
 
@@ -85,6 +85,18 @@ class Arguments:
   """dtype of the computation, float32 with all its bits everywhere; auto: float32 on CPU, bfloat16 on GPU and TPU"""
   group: Annotated[str, tyro.conf.arg(metavar="auto|N")] = "auto"
   """number of a folder's pictures that are restored together; auto: as many as fill the devices, on a CPU one"""
+  format: Annotated[Literal["png", "jpg", "webp", "tif", "avif"] | None, tyro.conf.arg(metavar="FORMAT")] = None
+  """format of a folder's results: png (the default), jpg, webp, tif or avif; of a file, its suffix says it"""
+  bits: Literal["auto", "8", "16"] = "auto"
+  """bits of each channel; 16 in PNG and TIFF; auto: 16 if the input has them and the format can"""
+  quality: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+  """quality of JPEG, WebP and AVIF, 1 to 100; default: 95, of AVIF 90"""
+  name: Annotated[str, tyro.conf.arg(metavar="PATTERN")] = "{stem}"
+  """pattern of results' names, of {stem}, {name}, {scale} and {model}"""
+  strip_metadata: bool = False
+  """leave out EXIF, XMP, density and the record of the settings; the colour profile stays"""
+  no_record: bool = False
+  """do not write the settings used into the result"""
   overwrite: bool = False
   """restore pictures of a folder again whose result is there"""
   processes: int | None = None
@@ -102,7 +114,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "infer.py") -> int:
 def _main(arguments: Arguments, prog: str) -> int:
   _check(arguments)
   place = find_place(arguments.processes, arguments.process)
-  jobs = plan_jobs(arguments.input, arguments.output, arguments.overwrite, place)
+  output = _output(arguments)
+  jobs = plan_jobs(arguments.input, arguments.output, arguments.overwrite, place, output, _namer(arguments, output))
   if place.processes > 1:
     print(f"{prog}: process {place.process} of {place.processes}: restores its own part of the input", file=sys.stderr)
   if arguments.input.is_file():  # the first one has it
@@ -163,6 +176,7 @@ def _restore(arguments: Arguments, jobs: Sequence[Job], prog: str) -> tuple[int,
     scale=arguments.scale,
     seed=arguments.seed,
     sampling=sampling,
+    output=_output(arguments),
     group=None if arguments.group == "auto" else int(arguments.group),
     report=report,
   )
@@ -195,6 +209,10 @@ class _Console(Report):
     if done == steps:
       self._close()
 
+  def note(self, job: Job, note: str) -> None:
+    with tqdm.external_write_mode():
+      warn(self._prog, f"{job.source}: {note}")
+
   def end(self, job: Job, error: Exception | None) -> None:
     with tqdm.external_write_mode():  # a bar may be on the screen
       if error is None:
@@ -211,6 +229,23 @@ class _Console(Report):
     self._close()  # it may have been this picture's
     code = tell(self._prog, error, subject=str(job.source), out_of_memory=_OUT_OF_MEMORY)
     self.exit_code = min(code, self.exit_code or code)
+
+
+def _output(arguments: Arguments) -> Output:
+  """How results are written."""
+  a = arguments
+  bits = "auto" if a.bits == "auto" else 16 if a.bits == "16" else 8
+  return Output(a.format, bits, a.quality, metadata=not a.strip_metadata, record=not a.no_record, name=a.name)
+
+
+def _namer(arguments: Arguments, output: Output) -> Callable[[str, str], str]:
+  """Gives results' names."""
+  model = ""
+  if "{model}" in arguments.name:
+    from stablesr_jax.checkpoints.store import EMBEDDED, read_manifest
+
+    model = read_manifest(arguments.model or EMBEDDED).name
+  return functools.partial(output.file_name, scale=arguments.scale, model=model)
 
 
 def _sampling(arguments: Arguments, defaults: "SamplingConfig") -> "SamplingConfig":

@@ -17,7 +17,7 @@ from PIL import Image
 from stablesr_jax.data.config import DataConfig
 from stablesr_jax.data.image_sources import Record, Source, open_source, require
 from stablesr_jax.errors import UserError
-from stablesr_jax.image_io import decode_image
+from stablesr_jax.images import decode_image
 
 _MAX_SUBSTITUTES = 1000
 _BAD_IMAGES_LOGGED = 5

@@ -12,7 +12,7 @@ from stablesr_jax.data import cfw_set
 from stablesr_jax.data.config import SourceConfig
 from stablesr_jax.data.packing import unpack_record
 from stablesr_jax.errors import UserError, first_line
-from stablesr_jax.image_io import IMAGE_SUFFIXES, list_images, read_file
+from stablesr_jax.images import IMAGE_SUFFIXES, list_images, read_file
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from stablesr_jax.errors import UserError, first_line
 from stablesr_jax.files import atomic_write
-from stablesr_jax.image_io import decode_image, list_images, read_file
+from stablesr_jax.images import decode_image, list_images, read_file
 
 # A record: this mark, the length of the name (32 bits, little-endian), the name in UTF-8 (or what bytes the file system
 # has), the image file as it was.

@@ -13,14 +13,24 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
+from stablesr_jax import __version__
 from stablesr_jax.errors import UserError
 from stablesr_jax.files import make_folder
-from stablesr_jax.image_io import WRITABLE_SUFFIXES, Picture, list_images, read_image, require_holds, write_image
+from stablesr_jax.images import (
+  WRITABLE_SUFFIXES,
+  Output,
+  Picture,
+  fill_transparent,
+  list_images,
+  read_image,
+  require_holds,
+  resize_alpha,
+  write_image,
+)
 from stablesr_jax.inference.processes import Place
 
 if TYPE_CHECKING:
@@ -57,6 +67,9 @@ class Report:
   def step(self, done: int, steps: int) -> None:
     """Called before those pictures' denoising steps, with `done` 0, and after each of them."""
 
+  def note(self, job: Job, note: str) -> None:
+    """Called with what is odd about a picture that is restored all the same, before `begin`."""
+
   def end(self, job: Job, error: Exception | None) -> None:
     """Called when a picture is written, or with the error that kept it from that. The next ones may have begun."""
 
@@ -84,6 +97,7 @@ def restore_folder(
   seed: int = SEED,
   sampling: "SamplingConfig | None" = None,
   overwrite: bool = False,
+  output: Output = Output(),
   group: int | None = None,
   place: Place = Place(),
   report: Report | None = None,
@@ -95,11 +109,12 @@ def restore_folder(
 
   Args:
     source: The picture, or the folder.
-    target: The folder to write to, where pictures become .png; for a single picture a file, too.
+    target: The folder to write to, where pictures become `output.format`; for a single picture a file, too.
     scale: How much larger the sides become.
     seed: Seeds the noise. A picture's result depends on it and on the picture's file name alone.
     sampling: The settings; by default the model's own.
     overwrite: Whether pictures of a folder are restored again whose result is there.
+    output: The format, bits, quality, metadata and names of the results.
     group: The number of pictures that are restored together; by default as many as fill the devices, of small pictures
       on an accelerator many, on a CPU one. A picture's result does not depend on its company.
     place: Which of several processes this is that divide the folder among themselves.
@@ -109,16 +124,29 @@ def restore_folder(
     UserError: There is no such input, it has no pictures, the output would replace it, or the model cannot do what the
       settings ask for. (What is wrong with a single picture is in the summary.)
   """
-  jobs = plan_jobs(pathlib.Path(source), pathlib.Path(target), overwrite, place)
-  return run_jobs(model, jobs, scale=scale, seed=seed, sampling=sampling, group=group, report=report)
+  namer = functools.partial(output.file_name, scale=scale, model=model.manifest.name)
+  jobs = plan_jobs(pathlib.Path(source), pathlib.Path(target), overwrite, place, output, namer)
+  return run_jobs(model, jobs, scale=scale, seed=seed, sampling=sampling, output=output, group=group, report=report)
 
 
-def plan_jobs(source: pathlib.Path, target: pathlib.Path, overwrite: bool = False, place: Place = Place()) -> list[Job]:
+def plan_jobs(
+  source: pathlib.Path,
+  target: pathlib.Path,
+  overwrite: bool = False,
+  place: Place = Place(),
+  output: Output = Output(),
+  namer: Callable[[str, str], str] | None = None,
+) -> list[Job]:
   """What is to be restored, and into which files; of several processes, by this one.
 
+  Args:
+    namer: Gives a result's name for its input's without and with suffix; by default `output.file_name` without a model.
+
   Raises:
-    UserError: There is no input, a folder has no pictures, or two would become one file.
+    UserError: There is no input, a folder has no pictures, two would become one file, or the format does not have what
+      `output` asks for.
   """
+  namer = namer or functools.partial(output.file_name, scale=1, model="")
   if not source.exists():
     raise UserError(f"{source}: no such file or folder")
   if not (source.is_file() or source.is_dir()):
@@ -127,12 +155,14 @@ def plan_jobs(source: pathlib.Path, target: pathlib.Path, overwrite: bool = Fals
     if target.is_dir() or target.suffix.lower() not in WRITABLE_SUFFIXES:
       if target.suffix and not target.is_dir():
         raise UserError(f"{target}: cannot write {target.suffix} (use {', '.join(WRITABLE_SUFFIXES)}, or a folder)")
-      target = target / f"{source.stem}.png"
+      target = target / namer(source.stem, source.name)
+    output.require_suits(target)
     if target.exists() and target.samefile(source):
       raise UserError(f"{target}: is the input; choose another output")
     return [Job(source, target, source.name)][place.process :: place.processes]
   if target.is_file():
     raise UserError(f"{target}: is a file, but the input is a folder")
+  output.require_suits(pathlib.Path(namer("results", "results")))
   images = list_images(source)
   real_source, real_target = _real(source), _real(target)
   if real_source in real_target.parents:  # earlier results are no inputs
@@ -145,9 +175,9 @@ def plan_jobs(source: pathlib.Path, target: pathlib.Path, overwrite: bool = Fals
   jobs, taken = [], set()
   for path in images:
     relative = path.relative_to(source)
-    result = target / relative.with_suffix(".png")
+    result = target / relative.with_name(namer(path.stem, path.name))
     if result in taken:  # a.jpg beside a.png
-      result = target / relative.with_name(f"{relative.name}.png")
+      result = target / relative.with_name(namer(path.name, path.name))
     if _real(result) in inputs:
       raise UserError(f"{target}: results would replace the inputs; choose another output")
     taken.add(result)
@@ -169,6 +199,7 @@ def run_jobs(
   scale: float = 4.0,
   seed: int = SEED,
   sampling: "SamplingConfig | None" = None,
+  output: Output = Output(),
   group: int | None = None,
   report: Report | None = None,
 ) -> Summary:
@@ -199,9 +230,16 @@ def run_jobs(
       return len(group_so_far) < group
     return model.has_room([picture.rgb.shape[:2] for picture in group_so_far], scale=scale, sampling=sampling)
 
+  # What tells a result's origin comes first: by it an earlier record is known.
+  record = {"stablesr_jax": __version__, "model": model.manifest.name, "scale": scale, "seed": seed}
+  record |= {"sampling": dataclasses.asdict(sampling)}
+  write = functools.partial(_write, output=output, record=record)
   with _threads() as threads:
-    writing = _Writing(threads, end)
+    writing = _Writing(threads, end, write)
     for number, together in _groups(threads, jobs, scale, has_room, end):
+      for job, picture in together:
+        for note in picture.notes:
+          report.note(job, note)
       report.begin([job for job, _ in together], number, len(jobs))
       report.step(0, sampling.steps)
 
@@ -294,18 +332,23 @@ def _read(job: Job, scale: float) -> Picture:
     raise UserError(f"{job.target}: is a folder")
   picture = read_image(job.source)
   require_holds(job.target, *scaled_size(picture.rgb.shape[:2], scale))
-  return picture
+  return dataclasses.replace(picture, rgb=fill_transparent(picture.rgb, picture.alpha))
 
 
 class _Writing:
   """Results that are written while the next pictures are restored; each is told to `end` in its turn."""
 
-  def __init__(self, threads: ThreadPoolExecutor, end: Callable[[Job, Exception | None], None]):
-    self._threads, self._end = threads, end
+  def __init__(
+    self,
+    threads: ThreadPoolExecutor,
+    end: Callable[[Job, Exception | None], None],
+    write: Callable[[Job, Picture, np.ndarray], None],
+  ):
+    self._threads, self._end, self._write = threads, end, write
     self._waiting: deque[tuple[Job, Future[None]]] = deque()
 
   def add(self, job: Job, picture: Picture, rgb: np.ndarray) -> None:
-    self._waiting.append((job, self._threads.submit(_write, job, picture, rgb)))
+    self._waiting.append((job, self._threads.submit(self._write, job, picture, rgb)))
 
   def tell(self, wait: bool = False) -> None:
     """Tells of those that are written; of all, once they are."""
@@ -317,12 +360,10 @@ class _Writing:
       self._end(job, error)
 
 
-def _write(job: Job, picture: Picture, rgb: np.ndarray) -> None:
-  """Writes a restored picture; its colour profile, EXIF and alpha are kept."""
-  alpha = picture.alpha
-  if alpha is not None:
-    alpha = np.asarray(Image.fromarray(alpha).resize(rgb.shape[1::-1], Image.Resampling.BICUBIC)).clip(0, 1)
-  write_image(job.target, dataclasses.replace(picture, rgb=rgb, alpha=alpha))
+def _write(job: Job, picture: Picture, rgb: np.ndarray, *, output: Output, record: dict[str, Any]) -> None:
+  """Writes a restored picture, with what belongs to it, its alpha enlarged."""
+  alpha = picture.alpha if picture.alpha is None else resize_alpha(picture.alpha, *rgb.shape[:2])
+  write_image(job.target, dataclasses.replace(picture, rgb=rgb, alpha=alpha), output, record)
 
 
 @contextlib.contextmanager

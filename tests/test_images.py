@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from stablesr_jax import image_io
+from stablesr_jax import images
 from stablesr_jax.errors import UserError
-from stablesr_jax.image_io import Picture, list_images, read_image, write_image
+from stablesr_jax.images import Output, Picture, list_images, read_image, write_image
 
 ROOT = pathlib.Path(__file__).parents[1]
 RGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -54,9 +54,9 @@ def _picture(height=6, width=10, alpha=False, **kwargs):
 
 
 def test_listed_suffixes_are_read_and_written(tmp_path):
-  assert set(image_io.WRITABLE_SUFFIXES) <= set(image_io.IMAGE_SUFFIXES)
-  assert {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"} <= set(image_io.IMAGE_SUFFIXES)
-  for suffix in image_io.IMAGE_SUFFIXES:
+  assert set(images.WRITABLE_SUFFIXES) <= set(images.IMAGE_SUFFIXES)
+  assert {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"} <= set(images.IMAGE_SUFFIXES)
+  for suffix in images.IMAGE_SUFFIXES:
     path = tmp_path / f"x{suffix}"
     Image.fromarray(_pixels()).save(path)
     picture = read_image(path)
@@ -65,7 +65,7 @@ def test_listed_suffixes_are_read_and_written(tmp_path):
     np.testing.assert_allclose(picture.rgb, _pixels() / 255, atol=0.12)
 
 
-@pytest.mark.parametrize("suffix", image_io.WRITABLE_SUFFIXES)
+@pytest.mark.parametrize("suffix", images.WRITABLE_SUFFIXES)
 @pytest.mark.parametrize("alpha", [False, True])
 def test_what_is_written_is_read_again(tmp_path, suffix, alpha):
   picture = _picture(64, 96, alpha, icc=RGB_PROFILE, exif=_exif(size=(96, 64)))
@@ -94,7 +94,7 @@ def test_jpegs_keep_full_colour_resolution(tmp_path):
     assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3
 
 
-@pytest.mark.parametrize("suffix", [s for s in image_io.WRITABLE_SUFFIXES if s not in (".jpeg", ".tiff")])
+@pytest.mark.parametrize("suffix", [s for s in images.WRITABLE_SUFFIXES if s not in (".jpeg", ".tiff")])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_applied_once(tmp_path, suffix, orientation):
   stored = Image.fromarray(_pixels(24, 40))
@@ -168,7 +168,7 @@ def test_sixteen_bit_grey(tmp_path):
     picture = read_image(tmp_path / f"x{suffix}")
     assert picture.bit_depth == 16
     np.testing.assert_allclose(picture.rgb, np.repeat(values[..., None], 3, axis=2) / 65535, rtol=1e-6)
-  write_image(tmp_path / "y.png", picture)  # in 8 bits
+  write_image(tmp_path / "y.png", picture, Output(bits=8))
   assert read_image(tmp_path / "y.png").bit_depth == 8
   np.testing.assert_allclose(read_image(tmp_path / "y.png").rgb, picture.rgb, atol=0.5 / 255 + 1e-6)
 
@@ -179,7 +179,7 @@ def test_floating_point_tiff_must_be_in_range(tmp_path):
   np.testing.assert_array_equal(read_image(tmp_path / "x.tif").rgb[..., 0], values)
   for bad in (2 * values, values * np.nan):
     Image.fromarray(bad).save(tmp_path / "y.tif")
-    with pytest.raises(ValueError, match="y.tif: cannot be read .values outside 0 to 1"):
+    with pytest.raises(ValueError, match="y.tif: cannot be read .has values outside 0 to 1"):
       read_image(tmp_path / "y.tif")
 
 
@@ -232,7 +232,7 @@ def test_what_pillow_warns_of_is_read_in_silence(tmp_path):
   Image.fromarray(_pixels()).save(tmp_path / "x.jpg", exif=exif.tobytes()[:-20])
   program = f"""
 from PIL import Image
-from stablesr_jax.image_io import read_image
+from stablesr_jax.images import read_image
 Image.MAX_IMAGE_PIXELS = 40
 print(read_image({str(tmp_path / "x.jpg")!r}).rgb.shape)
 """
@@ -244,7 +244,7 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
   path = tmp_path / "x.png"
   path.write_bytes(b"old")
 
-  def fail(self, f, **_):
+  def fail(self, f, *_, **__):
     f.write(b"half")
     raise OSError("disk full\nand more")
 
