@@ -46,8 +46,18 @@ def _halves(values: np.ndarray) -> np.ndarray:
 
 
 def resize_alpha(alpha: np.ndarray, height: int, width: int) -> np.ndarray:
-  """Resizes opacity (H, W), float32 in [0, 1], by Lanczos, antialiased where it gets smaller; clipped to [0, 1]."""
-  return np.asarray(Image.fromarray(alpha).resize((width, height), Image.Resampling.LANCZOS)).clip(0, 1)
+  """Resizes opacity (H, W), float32 in [0, 1], by Lanczos, antialiased where it gets smaller; the result is in [0, 1].
+
+  Where it gets larger it stays within what the pixels around have, so that what is opaque, or cannot be seen, stays so up
+  to the edge, without the ripples beside it.
+  """
+  resize = lambda plane, way: np.asarray(Image.fromarray(plane).resize((width, height), way))
+  resized = resize(alpha, Image.Resampling.LANCZOS)
+  if height < alpha.shape[0] or width < alpha.shape[1]:
+    return resized.clip(0, 1)
+  around = np.lib.stride_tricks.sliding_window_view(np.pad(alpha, 1, mode="edge"), (3, 3))
+  least, most = around.min(axis=(2, 3)), around.max(axis=(2, 3))
+  return resized.clip(resize(least, Image.Resampling.NEAREST), resize(most, Image.Resampling.NEAREST))
 
 
 def over_white(rgb: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:

@@ -5,6 +5,8 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 from stablesr_jax.errors import UserError
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -13,6 +15,10 @@ _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _MOST_METADATA = 64 * 2**20  # bytes of one chunk, unpacked
 _XMP = b"XML:com.adobe.xmp"
 _INCH = 0.0254  # metres
+_CHANNELS = {2: 3, 4: 2, 6: 4}
+_AT_A_TIME = 2**20  # bytes
+# Interlaced pictures are stored in seven: the first pixel, x and y, and the steps.
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
 class Contents(NamedTuple):
@@ -42,10 +48,11 @@ def parse(data: bytes) -> Contents:
     UserError: It is cut short, or damaged in what its pixels need.
   """
   kept, info, keyed, header, of_animation = [_SIGNATURE], {}, False, b"", False
+  packed = []
   for kind, body, whole, intact in _chunks(data):
     if kind == b"IHDR":
       header = body
-    if kind == b"IDAT" and len(kept) < 3 and not of_animation and "frames" in info:
+    if kind == b"IDAT" and not packed and not of_animation and "frames" in info:
       info["frames"] += 1  # the picture for programs that show no animations
     of_animation |= kind == b"fcTL"
     if kind in _PIXELS:
@@ -53,6 +60,8 @@ def parse(data: bytes) -> Contents:
         raise UserError(f"is damaged (checksum of {kind.decode()})")
       kept.append(whole)
       keyed |= kind == b"tRNS"
+      if kind == b"IDAT":
+        packed.append(body)
     elif not kind[0] & 32:  # capital: nobody can show the picture without
       raise UserError(f"has a critical part of unknown kind ({kind.decode()})")
     elif intact:
@@ -63,7 +72,35 @@ def parse(data: bytes) -> Contents:
   if len(header) != 13:
     raise UserError("is damaged (header)")
   width, height, depth, colours = struct.unpack(">IIBB", header[:10])
+  if Image.MAX_IMAGE_PIXELS is None or width * height <= 2 * Image.MAX_IMAGE_PIXELS:  # else it is refused unread
+    _require_whole(packed, width, height, depth * _CHANNELS.get(colours, 1), interlaced=header[12] == 1)
   return Contents(b"".join(kept), width, height, depth, keyed and colours in (0, 2), info)
+
+
+def _require_whole(packed: list[bytes], width: int, height: int, bits: int, interlaced: bool) -> None:
+  """Refuses pixels whose checksum is wrong, or that are not as many as the size says: decoders stop when they have
+  enough.
+
+  Args:
+    bits: Those of a pixel.
+  """
+  passes = _PASSES if interlaced else ((0, 0, 1, 1),)
+  sides = [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in passes]
+  expected = sum(h * (1 + (w * bits + 7) // 8) for w, h in sides if w > 0 and h > 0)
+  inflate, got = zlib.decompressobj(), 0
+  try:
+    for part in packed:
+      while part and not inflate.eof and got <= expected:
+        got += len(inflate.decompress(part, _AT_A_TIME))
+        part = inflate.unconsumed_tail
+    while not inflate.eof and got <= expected and (rest := inflate.decompress(b"", _AT_A_TIME)):
+      got += len(rest)
+  except zlib.error as error:
+    raise UserError("is damaged (its compressed pixels)") from error
+  if got != expected:
+    raise UserError(f"is damaged ({'more' if got > expected else 'fewer'} pixels than its size says)")
+  if not inflate.eof:
+    raise UserError("is damaged (its compressed pixels have no end)")
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes, bool]]:

@@ -1,5 +1,6 @@
 """Reads picture files: the right pixels, or one line that says why not."""
 
+import dataclasses
 import io
 import os
 import pathlib
@@ -37,7 +38,11 @@ def read_image(path: str | pathlib.Path) -> Picture:
     UserError: it is no picture, is damaged, has pixels of a kind that is not supported, values out of range, or more
       pixels than Pillow's guard allows (twice `PIL.Image.MAX_IMAGE_PIXELS`).
   """
-  return decode_image(read_file(path), str(path))
+  data = read_file(path)
+  picture, kind = decode_image(data, str(path)), sniff(data)
+  if kind is not None and kind.format == "JPEG" and (complaint := vips.jpeg_complaint(data)):
+    return dataclasses.replace(picture, notes=(*picture.notes, f"may be damaged ({complaint})"))
+  return picture
 
 
 def read_file(path: str | pathlib.Path) -> bytes:

@@ -39,6 +39,16 @@ def load(data: bytes, loader: str) -> np.ndarray:
   return values.reshape(image.height, image.width, image.bands)
 
 
+def jpeg_complaint(data: bytes) -> str | None:
+  """What the decoder finds wrong with a JPEG; it decodes most damaged ones all the same."""
+  pyvips = _pyvips()
+  try:
+    pyvips.Image.jpegload_buffer(data, fail_on="warning").write_to_memory()
+    return None
+  except pyvips.Error as error:
+    return _reason(error)
+
+
 def save_png(pixels: np.ndarray) -> bytes:
   """A PNG of (H, W, 3 or 4) uint16, without metadata."""
   pyvips = _pyvips()
