@@ -92,7 +92,7 @@ def good_files() -> dict[str, Good]:
     found[f"{mode}_lossy.webp"] = Good(saved(modes[mode], "WEBP", quality=95), shown(modes[mode]), 24)
     found[f"{mode}.avif"] = Good(saved(modes[mode], "AVIF", quality=95, subsampling="4:4:4"), shown(modes[mode]), 12)
     found[f"{mode}.jp2"] = Good(saved(modes[mode], "JPEG2000"), shown(modes[mode]))
-  found["L.jp2"] = Good(saved(modes["L"], "JPEG2000"), grey(GREY))
+  found["L.jp2"] = Good(saved(modes["L"], "JPEG2000"), shown(modes["L"]))
   found["RGBA.ico"] = Good(saved(modes["RGBA"], "ICO", sizes=[(WIDTH, HEIGHT)]), RGBA)
   for mode in ("P", "L"):
     found[f"{mode}.gif"] = Good(saved(modes[mode], "GIF"), shown(modes[mode]))

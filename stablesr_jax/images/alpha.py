@@ -48,8 +48,8 @@ def _halves(values: np.ndarray) -> np.ndarray:
 def resize_alpha(alpha: np.ndarray, height: int, width: int) -> np.ndarray:
   """Resizes opacity (H, W), float32 in [0, 1], by Lanczos, antialiased where it gets smaller; the result is in [0, 1].
 
-  Where it gets larger it stays within what the pixels around have, so that what is opaque, or cannot be seen, stays so up
-  to the edge, without the ripples beside it.
+  Where it gets larger it stays within what the pixels around have, so that what is opaque, or cannot be seen, stays so
+  up to the edge, without ripples beside it.
   """
   resize = lambda plane, way: np.asarray(Image.fromarray(plane).resize((width, height), way))
   resized = resize(alpha, Image.Resampling.LANCZOS)

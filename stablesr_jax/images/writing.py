@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import pathlib
 import string
 import warnings
@@ -27,7 +26,6 @@ _DEEP = ("PNG", "TIFF")
 _LONGEST_SIDE = {"JPEG": 65535, "WEBP": 16383, "AVIF": 65536, "PNG": 2**31 - 1}
 _MOST_JPEG_SEGMENT = 65533  # bytes
 _MOST_JPEG_XMP = 65502
-_LONGEST_NAME = 255  # bytes, in nearly all file systems
 _NAME_FIELDS = ("stem", "name", "scale", "model")
 
 
@@ -164,16 +162,13 @@ def _encode(
 
 
 def require_holds(path: pathlib.Path, height: int, width: int) -> None:
-  """Raises UserError if the format of the path's suffix cannot hold a picture of this size, or the file system its
-  name."""
+  """Raises UserError if the format of the path's suffix cannot hold a picture of this size."""
   kind = format_of(path.suffix)
   limit = _LONGEST_SIDE.get(kind)
   if limit and max(height, width) > limit:
     raise UserError(f"{path}: {kind} holds at most {limit} pixels a side; use .png or .tif")
   if kind == "TIFF" and 8 * height * width > tiff.MOST_BYTES:  # four channels of 16 bits
     raise UserError(f"{path}: TIFF holds at most 4 GB; use .png")
-  if len(os.fsencode(path.name)) > _LONGEST_NAME:
-    raise UserError(f"{path}: the name is too long ({len(os.fsencode(path.name))} bytes of {_LONGEST_NAME})")
 
 
 def _quantised(picture: Picture, with_alpha: bool, bits: Literal[8, 16]) -> np.ndarray:
