@@ -119,3 +119,15 @@ def test_names_are_counted_in_bytes(folder, capsys):
   (folder / "in" / "a.jpg").rename(folder / "in" / ("写" * 83 + ".jpg"))
   assert run(folder, "--name", "{stem}_large") == 2
   assert "name too long" in capsys.readouterr().err
+
+
+def test_files_of_other_kinds_are_told(folder, capsys):
+  (folder / "in" / "b.heic").write_bytes(b"x")
+  (folder / "in" / "README").write_bytes(b"x")
+  assert run(folder) == 0
+  [line] = capsys.readouterr().err.splitlines()
+  assert "passed over 2 files of other kinds (1 without suffix, 1 .heic)" in line
+  (folder / "in" / "a.jpg").unlink()
+  assert run(folder) == 2
+  [line] = capsys.readouterr().err.splitlines()
+  assert "has no pictures; passed over 2 files" in line

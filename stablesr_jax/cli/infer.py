@@ -14,7 +14,7 @@ from tqdm import tqdm
 from stablesr_jax.cli.common import BAD_INPUT, parse, run, tell, warn
 from stablesr_jax.errors import UserError
 from stablesr_jax.files import require_writable
-from stablesr_jax.images import Output, read_image
+from stablesr_jax.images import Output, passed_over, read_image
 from stablesr_jax.inference.jobs import SEED, Job, Report, plan_jobs, run_jobs
 from stablesr_jax.inference.processes import Outcome, find_place, together
 
@@ -116,6 +116,8 @@ def _main(arguments: Arguments, prog: str) -> int:
   place = find_place(arguments.processes, arguments.process)
   output = _output(arguments)
   jobs = plan_jobs(arguments.input, arguments.output, arguments.overwrite, place, output, _namer(arguments, output))
+  if arguments.input.is_dir() and place.process == 0 and (others := passed_over(arguments.input)):
+    print(f"{prog}: {arguments.input}: {others}", file=sys.stderr)
   if place.processes > 1:
     print(f"{prog}: process {place.process} of {place.processes}: restores its own part of the input", file=sys.stderr)
   if arguments.input.is_file():  # the first one has it

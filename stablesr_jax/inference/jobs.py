@@ -26,6 +26,7 @@ from stablesr_jax.images import (
   Picture,
   fill_transparent,
   list_images,
+  passed_over,
   read_image,
   require_holds,
   resize_alpha,
@@ -168,7 +169,7 @@ def plan_jobs(
   if real_source in real_target.parents:  # earlier results are no inputs
     images = [path for path in images if real_target not in _real(path).parents]
   if not images:
-    raise UserError(f"{source}: has no pictures")
+    raise UserError("; ".join(filter(None, (f"{source}: has no pictures", passed_over(source)))))
   if real_source == real_target:
     raise UserError(f"{target}: is the input; choose another output")
   inputs = {_real(path) for path in images}
