@@ -14,7 +14,7 @@ from tqdm import tqdm
 from stablesr_jax.cli.common import BAD_INPUT, parse, run, tell, warn
 from stablesr_jax.errors import UserError
 from stablesr_jax.files import require_writable
-from stablesr_jax.images import Output, passed_over, read_image
+from stablesr_jax.images import Output, passed_over, read_image, require_holds
 from stablesr_jax.inference.jobs import SEED, Job, Report, plan_jobs, run_jobs
 from stablesr_jax.inference.processes import Outcome, find_place, together
 
@@ -151,7 +151,8 @@ def _restore(arguments: Arguments, jobs: Sequence[Job], prog: str) -> tuple[int,
     print("nothing to do: every picture is restored already (--overwrite to do it again)")
     return 0, Outcome(0, 0)
   if len(jobs) == 1 and arguments.input.is_file():
-    read_image(jobs[0].source)  # a bad file is told before a large model is loaded
+    height, width = read_image(jobs[0].source).rgb.shape[:2]  # a bad file is told before a large model is loaded
+    require_holds(jobs[0].target, round(height * arguments.scale), round(width * arguments.scale))
   require_writable(jobs[0].target.parent)
 
   from stablesr_jax.checkpoints.store import EMBEDDED, read_manifest

@@ -149,7 +149,7 @@ def plan_jobs(
   """
   namer = namer or functools.partial(output.file_name, scale=1, model="")
   if not source.exists():
-    raise UserError(f"{source}: no such file or folder")
+    raise UserError(f"{source}: {'standard input is not read' if str(source) == '-' else 'no such file or folder'}")
   if not (source.is_file() or source.is_dir()):
     raise UserError(f"{source}: is neither a regular file nor a folder")
   if source.is_file():
