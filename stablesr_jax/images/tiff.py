@@ -20,7 +20,7 @@ _REDUCED, _MASK = 1, 4
 _WHITE_IS_0, _BLACK_IS_0, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _UNSIGNED, _FLOAT = 1, 3
 _PREMULTIPLIED, _ALPHA = 1, 2
-_JPEG, _OLD_JPEG = 7, 6
+_JPEG, _OLD_JPEG, _FAX = 7, 6, (2, 3, 4)
 _NAMES = {
   4: "a transparency mask",
   8: "CIELab colours",
@@ -159,7 +159,9 @@ def decode(contents: Contents) -> tuple[Pixels, bool]:
   # A palette of 8 bits, as old programs wrote them where 16 are the rule.
   shallow = photometric == _PALETTE and samples == 1 and max(tags.get(320, (65535,))) < 256
   alpha = colours if samples > colours and (not extra or extra[0] in (_PREMULTIPLIED, _ALPHA)) else None
-  if depth > 8 or shallow or (photometric == _CMYK and alpha):
+  # Of fax Pillow takes whatever was decoded before the damage.
+  fax = tags.get(_COMPRESSION, 1) in _FAX and samples == 1
+  if depth > 8 or shallow or fax or (photometric == _CMYK and alpha):
     if photometric == _CMYK and alpha and extra[:1] != (_ALPHA,):
       raise UserError("has CMYK with alpha of a rare kind; not supported")
     values = vips.load(contents.data, "tiff")
