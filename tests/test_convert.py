@@ -145,6 +145,33 @@ def test_values_beyond_the_stored_dtype_are_named(files, tmp_path):
   assert sorted(path.name for path in tmp_path.iterdir()) == ["large.safetensors", "whole"]
 
 
+def test_what_is_not_finite_is_named_and_kept_only_on_demand(files, tmp_path):
+  content = tensors("small_cfw_checkpoint", lambda name: "fusion_layer" not in name)
+  content["encoder.conv_in.bias"][3] = np.nan
+  save_file(content, tmp_path / "nan.safetensors")
+  with pytest.raises(ValueError, match="nan.safetensors: encoder.conv_in.bias has 1 of 32 values that are not finite"):
+    quiet([tmp_path / "nan.safetensors"], tmp_path / "model")
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["nan.safetensors"]
+  _, lines = quiet([tmp_path / "nan.safetensors"], tmp_path / "model", allow_nonfinite=True)
+  assert any("encoder.conv_in.bias has values that are not finite; they are kept" in line for line in lines)
+  with pytest.raises(ValueError, match="autoencoder/encoder/conv_in/bias has 1 of 32 values that are not finite"):
+    store_as(tmp_path / "model", tmp_path / "again", "float32")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int64", "uint8", "bool"])
+def test_what_is_no_float_is_named(files, tmp_path, dtype):
+  content = tensors("small_cfw_checkpoint", lambda name: "fusion_layer" not in name)
+  content["encoder.conv_in.weight"] = content["encoder.conv_in.weight"].astype(dtype)
+  save_file(content, tmp_path / "odd.safetensors")
+  with pytest.raises(ValueError, match=f"odd.safetensors: encoder.conv_in.weight is {dtype}"):
+    quiet([tmp_path / "odd.safetensors"], tmp_path / "model", allow_nonfinite=True)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["odd.safetensors"]
+  content["encoder.conv_in.weight"] = content["encoder.conv_in.weight"].astype(np.float64)
+  content["loss.num_batches_tracked"] = np.array(3, np.int64)  # a counter is no weight
+  save_file(content, tmp_path / "odd.safetensors")
+  quiet([tmp_path / "odd.safetensors"], tmp_path / "model")
+
+
 def test_a_model_folder_does_not_say_where_it_was_made(files, tmp_path):
   for listing in ("vae_only", "stablesr_000117"):
     quiet([files[listing]], tmp_path / "model")

@@ -43,6 +43,7 @@ def convert(
   architecture: ModelConfig | None = None,
   prediction: Prediction | None = None,
   dtype: StoredDtype = "float32",
+  allow_nonfinite: bool = False,
   report: Report = print,
 ) -> Manifest | LPIPSManifest:
   """Combines checkpoints into one converted model, or LPIPS's two files into a folder of its own.
@@ -56,11 +57,13 @@ def convert(
     prediction: what the UNet predicts; by default as a diffusers folder's scheduler says, otherwise v for a file
       with "768" in its name and eps for any other.
     dtype: of the stored parameters: float32, bfloat16 or float16.
+    allow_nonfinite: keeps NaN and infinity that are in a file; otherwise they are an error.
     report: is given one line at a time.
 
   Raises:
-    UserError: an input cannot be read or is nothing known, two are of one kind, a tensor has the wrong shape or values
-      beyond the dtype's range, a parameter remains unfilled, LPIPS's files are among a model's, or at `output` is
+    UserError: an input cannot be read or is nothing known, two are of one kind, a tensor has the wrong shape, is of
+      integers or 8-bit floats, or has values that are not finite or beyond the dtype's range, a parameter remains
+      unfilled, LPIPS's files are among a model's, or at `output` is
       something else than a converted model, or one that an input lies in.
   """
   require_replaceable(output)
@@ -71,7 +74,15 @@ def convert(
     sources = by_priority([opened.enter_context(contextlib.closing(open_source(path))) for path in inputs])
     for source in sources:
       report(f"{source.path.name}: {KINDS[source.kind].title}")
-    return _convert(sources, output, architecture, prediction, dtype, report)
+    return _convert(sources, output, architecture, prediction, _Storing(dtype, allow_nonfinite), report)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Storing:
+  """How parameters are stored: the arguments of `as_stored`."""
+
+  dtype: StoredDtype
+  allow_nonfinite: bool
 
 
 def _convert(
@@ -79,13 +90,13 @@ def _convert(
   output: pathlib.Path,
   architecture: ModelConfig | None,
   prediction: Prediction | None,
-  dtype: StoredDtype,
+  storing: _Storing,
   report: Report,
 ) -> Manifest | LPIPSManifest:
   if any(LPIPS_PART in KINDS[source.kind].parts for source in sources):
     if architecture is not None or prediction is not None:
       raise UserError("LPIPS has neither an architecture nor a prediction to choose")
-    return _convert_lpips(sources, output, dtype, report)
+    return _convert_lpips(sources, output, storing, report)
   config = describe(sources, architecture)
   config = dataclasses.replace(
     config,
@@ -99,7 +110,7 @@ def _convert(
   }
   with ModelWriter(output) as writer:
     for part, plan in plans.items():
-      params = _fill(plan, dtype, used)
+      params = _fill(plan, storing, used, report)
       if part == "text_encoder":
         writer.write(NULL_PROMPT, {NULL_PROMPT: _null_prompt(config, params)})
       writer.write(part, params)
@@ -114,7 +125,7 @@ def _convert(
       name=next((s for s in sources if s.kind.startswith("stablesr")), sources[0]).path.stem,
       architecture=config,
       sampling=_sampling_defaults(sources, config),
-      dtype=dtype,
+      dtype=storing.dtype,
       sources=tuple(source.provenance() for source in sources),
     )
     writer.commit(manifest)
@@ -124,9 +135,7 @@ def _convert(
   return manifest
 
 
-def _convert_lpips(
-  sources: Sequence[Source], output: pathlib.Path, dtype: StoredDtype, report: Report
-) -> LPIPSManifest:
+def _convert_lpips(sources: Sequence[Source], output: pathlib.Path, storing: _Storing, report: Report) -> LPIPSManifest:
   for source in sources:
     if LPIPS_PART not in KINDS[source.kind].parts:
       raise UserError(f"{source.path}: {KINDS[source.kind].title}; LPIPS has a folder of its own, convert it alone")
@@ -136,13 +145,13 @@ def _convert_lpips(
   used: dict[pathlib.Path, set[str]] = {source.path: set() for source in sources}
   plan = _plan(LPIPS_PART, config, lpips.abstract_params(config), sources)
   with ModelWriter(output) as writer:
-    params = _fill(plan, dtype, used)
+    params = _fill(plan, storing, used, report)
     writer.write(LPIPS_PART, params)
     _report_size(LPIPS_PART, params, report)
     for source in sources:
       _report_left_out(source, used[source.path], report)
     provenance = tuple(source.provenance() for source in sources)
-    manifest = LPIPSManifest(name="lpips-vgg16", lpips=config, dtype=dtype, sources=provenance)
+    manifest = LPIPSManifest(name="lpips-vgg16", lpips=config, dtype=storing.dtype, sources=provenance)
     writer.commit(manifest)
   return manifest
 
@@ -234,6 +243,7 @@ def _plan(part: str, sizes: Any, abstract: Params, sources: Sequence[Source]) ->
       except KeyError:  # this layout has no such layer (CFW in a Stable Diffusion file)
         continue
       if all(key in source.tensors for key in keys):
+        _check_kind(source, keys)
         _check_shape(source, keys, path, leaf.shape)
         plan[path] = _Leaf(leaf.shape, source, keys)
         break
@@ -256,6 +266,17 @@ def _published_name(candidates: Sequence[tuple[Source, str, names.Names]], path:
   return path
 
 
+def _check_kind(source: Source, keys: tuple[str, ...]) -> None:
+  """Raises UserError if a tensor holds no weights as they are: quantised ones are lost without their scales."""
+  for key in keys:
+    dtype = source.tensors.dtype(key)
+    if dtype.name not in ("float16", "bfloat16", "float32", "float64"):
+      raise UserError(
+        f"{source.path}: {key} is {dtype.name}, not 16, 32 or 64-bit floats: quantised weights are not read; get the "
+        "file they were made from"
+      )
+
+
 def _check_shape(source: Source, keys: tuple[str, ...], path: str, shape: tuple[int, ...]) -> None:
   """Raises UserError if the tensors cannot become a parameter of `shape`, without reading them."""
   leaf = path.rpartition("/")[2]
@@ -267,13 +288,16 @@ def _check_shape(source: Source, keys: tuple[str, ...], path: str, shape: tuple[
     raise UserError(f"{source.path}: {keys[0]} {error}: not a model of this architecture") from error
 
 
-def _fill(plan: dict[str, _Leaf], dtype: StoredDtype, used: dict[pathlib.Path, set[str]]) -> Params:
+def _fill(plan: dict[str, _Leaf], storing: _Storing, used: dict[pathlib.Path, set[str]], report: Report) -> Params:
   params = {}
   for path, leaf in plan.items():
     tensors = [leaf.source.tensors.read(key) for key in leaf.keys]
     tensor = np.concatenate(tensors) if len(tensors) > 1 else tensors[0]
     value = to_ours(tensor, path.rpartition("/")[2], leaf.shape)
-    params[path] = as_stored(value, dtype, f"{leaf.source.path}: {leaf.keys[0]}")
+    name = f"{leaf.source.path}: {leaf.keys[0]}"
+    params[path] = as_stored(value, storing.dtype, name, allow_nonfinite=storing.allow_nonfinite)
+    if storing.allow_nonfinite and not np.isfinite(params[path]).all():
+      report(f"{name} has values that are not finite; they are kept")
     used[leaf.source.path].update(leaf.keys)
   return unflatten_dict(params, sep="/")
 

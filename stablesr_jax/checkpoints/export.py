@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from stablesr_jax.checkpoints import names
 from stablesr_jax.checkpoints.layout import to_pytorch
 from stablesr_jax.checkpoints.sources import KINDS
-from stablesr_jax.checkpoints.store import StoredDtype, load_params, read_manifest
+from stablesr_jax.checkpoints.store import StoredDtype, as_stored, load_params, read_manifest
 from stablesr_jax.config import ModelConfig, TextEncoderConfig
 from stablesr_jax.diffusion import schedule
 from stablesr_jax.errors import UserError, first_line
@@ -25,7 +25,9 @@ _CONVOLUTION_1D = re.compile(r"structcond_stage_model\..*\.(qkv|proj_out)\.weigh
 _CFW = re.compile(r"first_stage_model\.decoder\.fusion_layer_")
 
 
-def export(model: pathlib.Path, output: pathlib.Path, *, dtype: StoredDtype = "float32") -> list[pathlib.Path]:
+def export(
+  model: pathlib.Path, output: pathlib.Path, *, dtype: StoredDtype = "float32", allow_nonfinite: bool = False
+) -> list[pathlib.Path]:
   """Writes `output`, a StableSR file, and if the model has CFW, the autoencoder with it as `*_cfw.safetensors`.
 
   The text tower's last layer, which is not used and not kept, is written as zeros so that strict loaders accept
@@ -35,12 +37,14 @@ def export(model: pathlib.Path, output: pathlib.Path, *, dtype: StoredDtype = "f
     model: a converted model's folder.
     output: a `.safetensors` file; keys as in the published checkpoints, without the level `state_dict`.
     dtype: of the tensors.
+    allow_nonfinite: writes NaN and infinity, too.
 
   Returns:
     The files written.
 
   Raises:
-    UserError: the folder is no converted model, or `output` is not a .safetensors file.
+    UserError: the folder is no converted model, a parameter is not finite or beyond the dtype's range, or `output` is
+      not a .safetensors file.
   """
   if output.suffix != ".safetensors":
     raise UserError(f"{output}: give a file name that ends in .safetensors")
@@ -50,7 +54,8 @@ def export(model: pathlib.Path, output: pathlib.Path, *, dtype: StoredDtype = "f
   for part in _PARTS:
     if getattr(config, part) is not None:
       tree = load_params(model, manifest, [part], dtype=manifest.dtype)[part]
-      tensors |= {name: value.astype(target, copy=False) for name, value in _published(config, part, tree).items()}
+      for name, value in _published(config, part, tree).items():
+        tensors[name] = as_stored(value, dtype, f"{model}: {name}", allow_nonfinite=allow_nonfinite)
       del tree  # before the next part is read
   if config.text_encoder is not None:
     tensors |= {name: np.zeros(shape, target) for name, shape in _unused_text_tensors(config.text_encoder).items()}

@@ -271,17 +271,20 @@ def load_params(
   return loaded
 
 
-def store_as(path: str | os.PathLike, output: str | os.PathLike, dtype: StoredDtype) -> Manifest:
+def store_as(
+  path: str | os.PathLike, output: str | os.PathLike, dtype: StoredDtype, *, allow_nonfinite: bool = False
+) -> Manifest:
   """Writes a converted model again with its parameters in another dtype, under the new folder's name.
 
   Args:
     path: a converted model.
     output: the folder to write; it appears only when complete.
     dtype: of the stored parameters: float32, bfloat16 or float16.
+    allow_nonfinite: keeps NaN and infinity.
 
   Raises:
-    UserError: `path` is no converted model or a damaged one, a parameter is beyond the dtype's range, or `output` is
-      something else or the same folder.
+    UserError: `path` is no converted model or a damaged one, a parameter is not finite or beyond the dtype's range, or
+      `output` is something else or the same folder.
   """
   manifest, output = read_manifest(path), pathlib.Path(output)
   if output.resolve() == pathlib.Path(path).resolve():
@@ -292,27 +295,37 @@ def store_as(path: str | os.PathLike, output: str | os.PathLike, dtype: StoredDt
   with ModelWriter(output) as writer:
     for part in parts:
       params = flat(load_params(path, manifest, [part]))  # the null prompt's is an array of its own
-      stored = {name: as_stored(np.asarray(leaf), dtype, f"{path}: {name}") for name, leaf in params.items()}
+      stored = {
+        name: as_stored(np.asarray(leaf), dtype, f"{path}: {name}", allow_nonfinite=allow_nonfinite)
+        for name, leaf in params.items()
+      }
       writer.write(part, stored if part == NULL_PROMPT else unflatten_dict(stored, sep="/")[part])
     manifest = dataclasses.replace(manifest, name=output.resolve().name, dtype=dtype)
     writer.commit(manifest)
   return manifest
 
 
-def as_stored(value: np.ndarray, dtype: StoredDtype, name: str) -> np.ndarray:
+def as_stored(value: np.ndarray, dtype: StoredDtype, name: str, *, allow_nonfinite: bool = False) -> np.ndarray:
   """A parameter in the dtype it is stored in: float32, bfloat16 or float16.
 
   Args:
     name: what messages call it.
+    allow_nonfinite: keeps NaN and infinity that are there; what is finite must stay so even then.
 
   Raises:
-    UserError: it has values that the dtype cannot hold.
+    UserError: it has values that are not finite, or that the dtype cannot hold.
   """
   with np.errstate(over="ignore"):
     stored = np.ascontiguousarray(value, np.dtype(dtype))
-  if not np.isfinite(stored).all():
-    beyond = f"beyond the range of {dtype}" if np.isfinite(value).all() else "that are not finite"
-    raise UserError(f"{name} has values {beyond}")
+  finite = np.isfinite(stored)
+  if not finite.all():
+    if (np.isfinite(value) & ~finite).any():
+      raise UserError(f"{name} has values beyond the range of {dtype}; choose another --dtype")
+    if not allow_nonfinite:
+      raise UserError(
+        f"{name} has {finite.size - finite.sum()} of {finite.size} values that are not finite (NaN or infinity): its "
+        "results would be black; --allow-nonfinite takes it as it is"
+      )
   return stored
 
 

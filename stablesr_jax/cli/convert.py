@@ -44,6 +44,8 @@ class Arguments:
   """the file to write in the published layout instead; CFW goes to a second file beside it, *_cfw.safetensors"""
   dtype: Literal["float32", "bfloat16", "float16"] = "float32"
   """dtype of the stored parameters"""
+  allow_nonfinite: bool = False
+  """takes weights with NaN or infinity as they are, which otherwise are an error: results may be black"""
   prediction: Literal["auto", "eps", "v"] = "auto"
   """what the UNet predicts; auto: as a diffusers folder says, else v for a file with 768 in its name, else eps"""
   architecture: Annotated[str, tyro.conf.arg(metavar="NAME|JSON")] = "auto"
@@ -75,13 +77,15 @@ def _main(arguments: Arguments) -> int:
   if arguments.to_pytorch is not None:
     if len(inputs) != 1:
       raise UserError(f"--to-pytorch takes one model folder as --input, not {len(inputs)}")
-    for path in export(inputs[0], arguments.to_pytorch, dtype=arguments.dtype):
+    for path in export(
+      inputs[0], arguments.to_pytorch, dtype=arguments.dtype, allow_nonfinite=arguments.allow_nonfinite
+    ):
       print(path)
     return 0
   if len(inputs) == 1 and (inputs[0] / MANIFEST).is_file():
     if (arguments.prediction, arguments.architecture) != ("auto", "auto"):
       raise UserError(f"{inputs[0]}: a model folder has its --prediction and --architecture already")
-    store_as(inputs[0], output, arguments.dtype)
+    store_as(inputs[0], output, arguments.dtype, allow_nonfinite=arguments.allow_nonfinite)
     print(output)
     return 0
   convert(
@@ -90,6 +94,7 @@ def _main(arguments: Arguments) -> int:
     architecture=_architecture(arguments.architecture),
     prediction=None if arguments.prediction == "auto" else arguments.prediction,
     dtype=arguments.dtype,
+    allow_nonfinite=arguments.allow_nonfinite,
   )
   print(output)
   return 0
