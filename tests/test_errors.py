@@ -20,7 +20,7 @@ class Stub:
   """In the model's place: it only enlarges. A picture whose first value is in `errors` fails with that error."""
 
   def __init__(self):
-    self.manifest = read_manifest(EMBEDDED)
+    self.manifest, self.path, self.precision = read_manifest(EMBEDDED), EMBEDDED, "float32"
     self.errors: dict[float, Exception] = {}
 
   def check(self, sampling):
@@ -199,14 +199,14 @@ def test_errors_of_single_pictures_do_not_stop_the_others(stub, tmp_path, capsys
   value = lambda number: float(np.float32(number) / np.float32(255))
   stub.errors[value(1)] = caused(UserError, "too bright")
   assert run(tmp_path / "in", tmp_path / "out") == 2
-  assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "2.png", "3.png"]
+  assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["0.png", "2.png", "3.png"]
   one, summary = capsys.readouterr().err.splitlines()
   assert one == f"infer.py: error: {tmp_path / 'in' / '1.png'}: too bright"
-  assert summary == "infer.py: error: 1 of 4 pictures could not be restored"
+  assert summary == "infer.py: 3 restored, 1 could not be"
   stub.errors[value(0)] = caused(ValueError, "shapes")
-  assert run(tmp_path / "in", tmp_path / "out", "--overwrite") == 1
+  assert run(tmp_path / "in", tmp_path / "out", "--existing", "redo") == 1
   err = capsys.readouterr().err
-  assert "ValueError: shapes" in err and "too bright" in err and "2 of 4 pictures" in err.splitlines()[-1]
+  assert "ValueError: shapes" in err and "too bright" in err and "2 restored, 2 could not be" in err.splitlines()[-1]
 
 
 def test_a_folder_is_restored_from_python(stub, tmp_path):

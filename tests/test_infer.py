@@ -20,6 +20,7 @@ from PIL import Image, ImageCms
 from stablesr_jax import SamplingConfig, StableSR, files
 from stablesr_jax.checkpoints.store import NULL_PROMPT, load_params, read_manifest
 from stablesr_jax.cli import convert, infer
+from stablesr_jax.inference import manifest
 from stablesr_jax.inference.jobs import SEED
 from tests.micro import SAMPLING, photograph
 
@@ -81,7 +82,9 @@ def pixels(path: pathlib.Path) -> np.ndarray:
 
 
 def tree(folder: pathlib.Path) -> list[str]:
-  return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+  """The files in a folder, without manifests."""
+  files = (path for path in folder.rglob("*") if path.is_file() and path.name != manifest.FILE)
+  return sorted(path.relative_to(folder).as_posix() for path in files)
 
 
 def one_error(capsys, prog: str = "infer.py") -> str:
@@ -222,7 +225,7 @@ def test_a_damaged_picture_does_not_stop_the_others(run, calls, tmp_path, capsys
   assert tree(tmp_path / "out") == ["a.png", "c.png"]
   damaged, summary = capsys.readouterr().err.splitlines()
   assert damaged.startswith(f"infer.py: error: {tmp_path / 'in' / 'b.png'}: cannot be read")
-  assert summary == "infer.py: error: 1 of 3 pictures could not be restored"
+  assert summary == "infer.py: 2 restored, 1 could not be"
 
 
 def test_what_is_no_file_does_not_stop_the_others(run, calls, tmp_path, capsys):
@@ -286,11 +289,12 @@ def test_a_run_goes_on_where_it_was(run, calls, tmp_path, capsys):
   assert run(tmp_path / "in", tmp_path / "out") == 0 and len(calls) == 3
   capsys.readouterr()
   assert run(tmp_path / "in", tmp_path / "out") == 0 and len(calls) == 3
-  assert "nothing to do" in capsys.readouterr().out
+  nothing, summary = capsys.readouterr().err.splitlines()
+  assert "nothing to do" in nothing and summary == "infer.py: 0 restored, 3 as before"
   (tmp_path / "out" / "below" / "c.png").unlink()
   assert run(tmp_path / "in", tmp_path / "out") == 0 and len(calls) == 4
   assert capsys.readouterr().out == f"{tmp_path / 'out' / 'below' / 'c.png'}\n"
-  assert run(tmp_path / "in", tmp_path / "out", "--overwrite") == 0 and len(calls) == 7
+  assert run(tmp_path / "in", tmp_path / "out", "--existing", "redo") == 0 and len(calls) == 7
 
 
 def test_two_pictures_of_one_stem_become_two_files(run, calls, tmp_path):
@@ -306,10 +310,10 @@ def test_two_pictures_of_one_stem_become_two_files(run, calls, tmp_path):
 def test_the_output_may_lie_within_the_input_or_around_it(run, calls, tmp_path):
   save(tmp_path / "photos" / "raw" / "a.jpg")
   assert run(tmp_path / "photos" / "raw", tmp_path / "photos" / "raw" / "restored") == 0
-  assert run(tmp_path / "photos" / "raw", tmp_path / "photos" / "raw" / "restored", "--overwrite") == 0
+  assert run(tmp_path / "photos" / "raw", tmp_path / "photos" / "raw" / "restored", "--existing", "redo") == 0
   assert tree(tmp_path / "photos") == ["raw/a.jpg", "raw/restored/a.png"]
   assert run(tmp_path / "photos" / "raw", tmp_path / "photos") == 0
-  assert tree(tmp_path / "photos") == ["a.png", "raw/a.jpg", "raw/restored/a.png", "restored/a.png"]
+  assert tree(tmp_path / "photos") == ["a.png", "raw/a.jpg", "raw/restored/a.png"]
 
 
 @pytest.mark.parametrize(
@@ -326,7 +330,7 @@ def test_inputs_are_never_replaced(run, calls, tmp_path, capsys, source, target,
   names = ["a.png", "raw/a.png", "raw/raw/a.png"]
   before = [save(tmp_path / "in" / name).read_bytes() for name in names]
   (tmp_path / "link").symlink_to(tmp_path / "in")
-  assert run(tmp_path / source, tmp_path / target, "--overwrite") == 2
+  assert run(tmp_path / source, tmp_path / target, "--existing", "redo") == 2
   assert message in one_error(capsys)
   assert [(tmp_path / "in" / name).read_bytes() for name in names] == before and not calls
 

@@ -23,7 +23,7 @@ def folder(tmp_path):
 
 
 def results(folder) -> dict[str, np.ndarray]:
-  return {path.name: np.asarray(Image.open(path)).astype(int) for path in folder.iterdir()}
+  return {path.name: np.asarray(Image.open(path)).astype(int) for path in folder.glob("*.png")}
 
 
 class Told(Report):
@@ -93,7 +93,7 @@ def test_one_that_fails_does_no_harm_to_the_others_of_its_group(model, folder, m
 
   monkeypatch.setattr(model, "upscale_batch", upscale_batch)
   told = Told()
-  summary = restore_folder(model, folder / "in", folder / "out", group=5, overwrite=True, report=told)
+  summary = restore_folder(model, folder / "in", folder / "out", group=5, report=told)
   assert asked == [3, 1, 1, 1]
   assert [job.name for job in summary.restored] == ["0.png", "2.png"]
   assert {job.name: str(error).rpartition(": ")[2] for job, error in summary.failed} == {

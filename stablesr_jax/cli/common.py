@@ -9,6 +9,7 @@ import platform
 import re
 import sys
 import traceback
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -95,8 +96,8 @@ def run(prog: str, main: Callable[[], int], *, out_of_memory: str = "") -> int:
     try:
       with stoppable():
         code = main()
-    except KeyboardInterrupt:
-      print(f"{prog}: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+      print(f"{prog}: stopped{f' {stop}' if stop.args else ''}", file=sys.stderr)
       code = INTERRUPTED
     except SystemExit as stop:  # of `parse`: the help, or what is wrong with a flag
       raise SystemExit(stop.code or output.close(prog)) from stop
@@ -156,9 +157,9 @@ def tell(prog: str, error: Exception, *, subject: str = "", out_of_memory: str =
   line = explain(error, out_of_memory)
   if line is None or os.environ.get("STABLESR_TRACEBACK"):
     traceback.print_exception(error)
-  about = f"{subject}: " if subject else ""
+  about = f"{shown(subject)}: " if subject else ""
   if line is not None:
-    print(f"{prog}: error: {about}{line.removeprefix(about)}", file=sys.stderr)
+    print(f"{prog}: error: {about}{line.removeprefix(about).removeprefix(f'{subject}: ')}", file=sys.stderr)
     return BAD_INPUT
   print(
     f"{prog}: {about}this is a bug in stablesr_jax and no mistake of yours: please report it in the project's issue "
@@ -176,7 +177,7 @@ def explain(error: Exception, out_of_memory: str = "") -> str | None:
   if isinstance(error, ValueError) and (setting := _refused_by_jax(str(error))):
     return setting
   if isinstance(error, UserError):
-    return " ".join(str(error).split())
+    return re.sub(r"[ \t]*\n\s*", " ", str(error)).strip()
   if (number := system_errno(error)) in _SURROUNDINGS and number is not None:
     if isinstance(error, OSError):
       file = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
@@ -197,6 +198,11 @@ def _refused_by_jax(message: str) -> str | None:
 def warn(prog: str, message: str) -> None:
   """Tells on standard error what is not as it should be, but does not keep the program from its work."""
   print(f"{prog}: warning: {message}", file=sys.stderr)
+
+
+def shown(name: object) -> str:
+  """A file's name on one line: line breaks and other control characters as escapes."""
+  return "".join(ascii(c)[1:-1] if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in str(name))
 
 
 def fail(prog: str, message: str) -> NoReturn:

@@ -1,26 +1,49 @@
 """The command line of `infer.py`."""
 
+import contextlib
 import dataclasses
 import functools
 import math
 import pathlib
+import shutil
+import signal
+import stat
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tqdm import tqdm
 
-from stablesr_jax.cli.common import BAD_INPUT, parse, run, tell, warn
+from stablesr_jax.cli.common import BAD_INPUT, parse, run, shown, tell, warn
 from stablesr_jax.errors import UserError
 from stablesr_jax.files import require_writable
-from stablesr_jax.images import Output, passed_over, read_image, require_holds
-from stablesr_jax.inference.jobs import SEED, Job, Report, plan_jobs, run_jobs
-from stablesr_jax.inference.processes import Outcome, find_place, together
+from stablesr_jax.images import WRITABLE_SUFFIXES, Output, decode_image, read_image
+from stablesr_jax.inference.jobs import (
+  SEED,
+  Report,
+  Summary,
+  model_identity,
+  prepare,
+  require_sensible,
+  run_jobs,
+  settings,
+  short_of_space,
+)
+from stablesr_jax.inference.manifest import Results
+from stablesr_jax.inference.plan import Existing, Found, Job, Plan, describe, find_jobs, image_size, make_plan
+from stablesr_jax.inference.processes import Outcome, Place, find_place, together
+from stablesr_jax.interrupts import end_now, interrupt
 
 if TYPE_CHECKING:
+  from stablesr_jax.checkpoints.store import Manifest
   from stablesr_jax.config import SamplingConfig
 
+# Where the system shows the files that the program was started with, <(...) among them.
+_OPEN_FILES = ("/dev", "/dev/fd", "/proc/self/fd")
 _OUT_OF_MEMORY = "try a smaller --tile-batch or --autoencoder-tile"
 
 
@@ -36,14 +59,15 @@ class Arguments:
       {prog} --input photo.jpg --output restored.png
       {prog} --input photo.jpg --output restored.png --model models/stablesr_512
 
-  A folder is restored with all the folders in it, into the same tree under --output; pictures that are already
-  there are left alone, so a run that was stopped goes on where it was.
+  A folder is restored with all the folders in it, into the same tree under --output. What is there and as it is
+  wanted is left alone, so a run that was stopped goes on where it was.
   """
 
-  input: Annotated[pathlib.Path, tyro.conf.arg(metavar="FILE|FOLDER")]
-  """the picture to restore, or a folder of pictures"""
-  output: Annotated[pathlib.Path, tyro.conf.arg(metavar="FILE|FOLDER")]
-  """the file to write (.png, .jpg, .webp, .tif, .avif), or a folder, where pictures become .png"""
+  input: Annotated[str, tyro.conf.arg(metavar="FILE|FOLDER|-")]
+  """the picture to restore, or a folder of pictures; - reads a picture from standard input"""
+  output: Annotated[str, tyro.conf.arg(metavar="FILE|FOLDER|-")]
+  """the file to write (.png, .jpg, .webp, .tif, .avif), or a folder, where pictures become .png; - writes a PNG to
+  standard output"""
   model: Annotated[
     pathlib.Path | None,
     tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: the small one that ships with the package)"),
@@ -97,8 +121,11 @@ class Arguments:
   """leave out EXIF, XMP, density and the record of the settings; the colour profile stays"""
   no_record: bool = False
   """do not write the settings used into the result"""
-  overwrite: bool = False
-  """restore pictures of a folder again whose result is there"""
+  existing: Existing = "update"
+  """results that are there: update restores those again whose input or settings differ and replaces no file of
+  somebody else's, skip leaves all, redo restores and replaces all, error stops unless all are as wanted"""
+  dry_run: bool = False
+  """tell what would be done, and do nothing"""
   processes: int | None = None
   """number of processes that restore a folder together; Slurm, Open MPI and TPU pods tell it"""
   process: int | None = None
@@ -114,23 +141,95 @@ def main(argv: Sequence[str] | None = None, prog: str = "infer.py") -> int:
 def _main(arguments: Arguments, prog: str) -> int:
   _check(arguments)
   place = find_place(arguments.processes, arguments.process)
-  output = _output(arguments)
-  jobs = plan_jobs(arguments.input, arguments.output, arguments.overwrite, place, output, _namer(arguments, output))
-  if arguments.input.is_dir() and place.process == 0 and (others := passed_over(arguments.input)):
-    print(f"{prog}: {arguments.input}: {others}", file=sys.stderr)
+  with _terminable():
+    if arguments.output == "-":
+      return _to_stdout(arguments, place, prog)
+    return _to_files(arguments, pathlib.Path(arguments.output), place, prog)
+
+
+def _to_stdout(arguments: Arguments, place: Place, prog: str) -> int:
+  """Restores a picture, and writes nothing but its PNG to standard output."""
+  if pathlib.Path(arguments.input).is_dir():
+    raise UserError("--output -: takes a single picture, but the input is a folder")
+  if sys.stdout.isatty() and not arguments.dry_run:
+    raise UserError("--output -: standard output is a terminal; send it to a file or a program (... > restored.png)")
+  with tempfile.TemporaryDirectory(prefix="stablesr-") as folder:
+    target = pathlib.Path(folder, "result.png")
+    code = _to_files(arguments, target, place, prog)
+    if target.is_file():
+      with target.open("rb") as file:
+        shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+  return code
+
+
+def _to_files(arguments: Arguments, output: pathlib.Path, place: Place, prog: str) -> int:
+  """Restores pictures into files; of several processes, this one's part."""
+  found = _find(arguments, output)
+  for error in found.unread:
+    tell(prog, error)
+  bad = bool(found.unread)
+  if not arguments.dry_run:
+    require_writable(output if found.recorded else output.parent)
   if place.processes > 1:
     print(f"{prog}: process {place.process} of {place.processes}: restores its own part of the input", file=sys.stderr)
-  if arguments.input.is_file():  # the first one has it
-    return 0 if place.process else _restore(arguments, jobs, prog)[0]
-  if place.processes == 1:
-    return _restore(arguments, jobs, prog)[0]
-  with together(arguments.output, place) as processes:
-    code, outcome = _restore(arguments, jobs, prog)
+  if not pathlib.Path(arguments.input).is_dir():  # the first one has it
+    return 0 if place.process else _restore(arguments, found, place, prog)[0]
+  if place.processes == 1 or arguments.dry_run:
+    return _restore(arguments, found, place, prog)[0] or (BAD_INPUT if bad else 0)
+  with together(output, place) as processes:
+    code, outcome = _restore(arguments, found, place, prog)
+    code = code or (BAD_INPUT if bad else 0)
     processes.finish(outcome)
     if place.process:
       return code
     others = processes.outcomes(lambda message: print(f"{prog}: {message}", file=sys.stderr))
     return _sum_up(code, [outcome, *others], prog)
+
+
+def _find(arguments: Arguments, output: pathlib.Path) -> Found:
+  """The pictures of the input. What comes through a pipe is read here, so that a bad picture is told at once."""
+  given = arguments.input
+  source, written = pathlib.Path(given), _output(arguments)
+  if given != "-" and not _is_pipe(source):
+    return find_jobs(source, output, written, _namer(arguments, written))
+  name = "standard input" if given == "-" else given
+  if given == "-" and sys.stdin.isatty():
+    raise UserError("--input -: standard input is a terminal; send a picture to it (... < photo.jpg)")
+  if given != "-" and str(source.parent) not in _OPEN_FILES:
+    raise UserError(f"{given}: is neither a regular file nor a folder, but a pipe (--input - < {given} reads it)")
+  if output.is_dir() or output.suffix.lower() not in WRITABLE_SUFFIXES:
+    raise UserError(f"{output}: {name} has no file name to call a result by; give a file (.png, .jpg, ...) or -")
+  written.require_suits(output)
+  content = sys.stdin.buffer.read() if given == "-" else source.read_bytes()
+  decode_image(content, name)
+  return Found((Job(pathlib.Path(name), output, name, content),), recorded=False)
+
+
+def _is_pipe(path: pathlib.Path) -> bool:
+  try:
+    kind = path.stat().st_mode
+  except OSError:
+    return False
+  return stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+  """SIGTERM in the block is as Ctrl-C: what is in work is dropped in good order."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+
+  def terminate(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, end_now)
+    interrupt(number, frame)
+
+  before = signal.signal(signal.SIGTERM, terminate)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 def _sum_up(code: int, outcomes: Sequence[Outcome], prog: str) -> int:
@@ -145,47 +244,122 @@ def _sum_up(code: int, outcomes: Sequence[Outcome], prog: str) -> int:
   return code or (BAD_INPUT if faults or failed else 0)
 
 
-def _restore(arguments: Arguments, jobs: Sequence[Job], prog: str) -> tuple[int, Outcome]:
+def _restore(arguments: Arguments, found: Found, place: Place, prog: str) -> tuple[int, Outcome]:
   """Restores pictures; the exit code, and how it went."""
-  if not jobs:
-    print("nothing to do: every picture is restored already (--overwrite to do it again)")
-    return 0, Outcome(0, 0)
-  if len(jobs) == 1 and arguments.input.is_file():
-    height, width = read_image(jobs[0].source).rgb.shape[:2]  # a bad file is told before a large model is loaded
-    require_holds(jobs[0].target, round(height * arguments.scale), round(width * arguments.scale))
-  require_writable(jobs[0].target.parent)
+  several = pathlib.Path(arguments.input).is_dir()
+  if not several and found.jobs[0].content is None:
+    read_image(found.jobs[0].source)  # a bad file is told before a large model is loaded
 
   from stablesr_jax.checkpoints.store import EMBEDDED, read_manifest
-  from stablesr_jax.compilation import enable_cache
-  from stablesr_jax.inference.pipeline import StableSR
-  from stablesr_jax.parallel import start_devices
 
   folder = arguments.model or EMBEDDED
   manifest = read_manifest(folder)
   sampling = _sampling(arguments, manifest.sampling)
-  start_devices()
-  enable_cache(arguments.compile_cache, functools.partial(warn, prog))
-  model = StableSR.load(
-    folder,
-    manifest=manifest,
-    precision=arguments.precision,
-    tile_batch=arguments.tile_batch,
-    autoencoder_tile=arguments.autoencoder_tile,
-  )
-  report = _Console(prog)
-  summary = run_jobs(
-    model,
-    jobs,
-    scale=arguments.scale,
-    seed=arguments.seed,
-    sampling=sampling,
-    output=_output(arguments),
-    group=None if arguments.group == "auto" else int(arguments.group),
-    report=report,
-  )
-  if summary.failed and len(jobs) > 1:
-    print(f"{prog}: error: {len(summary.failed)} of {len(jobs)} pictures could not be restored", file=sys.stderr)
+  results = None
+  if found.recorded:
+    model = model_identity(manifest, folder)
+    results = Results(
+      settings(model, arguments.scale, arguments.seed, sampling, arguments.precision, _output(arguments))
+    )
+  if not arguments.dry_run:
+    prepare(found, place)
+  plan = make_plan(found, results, arguments.existing, place)
+  report = _Console(prog, quiet=arguments.output == "-")
+  for reason, count in plan.again.items() if several else ():
+    print(f"{prog}: {count} restored again: {reason}", file=sys.stderr)
+  for job, error in plan.refused:
+    report.end(job, error)
+  if arguments.dry_run:
+    _tell_plan(arguments, plan, results, manifest, sampling)
+    summary = Summary((), ())
+  elif plan.jobs:
+    if space := short_of_space(plan.jobs, arguments.scale):
+      warn(prog, space)
+    summary = _run(arguments, plan, results, manifest, sampling, report)
+  else:
+    if not plan.refused:
+      print(f"{prog}: nothing to do (--existing redo restores again what is there)", file=sys.stderr)
+    summary = Summary((), ())
+  summary = summary.with_plan(found, plan)
+  if several and not arguments.dry_run:
+    print(f"{prog}: {summary}", file=sys.stderr)
+  elif several and summary.left:
+    print(f"{prog}: left out: {describe(summary.left)}", file=sys.stderr)
   return report.exit_code, Outcome(len(summary.restored), len(summary.failed))
+
+
+def _run(
+  arguments: Arguments,
+  plan: Plan,
+  results: Results | None,
+  manifest: "Manifest",
+  sampling: "SamplingConfig",
+  report: "_Console",
+) -> Summary:
+  """Loads the model and restores what is planned."""
+  from stablesr_jax.checkpoints.store import EMBEDDED
+  from stablesr_jax.compilation import enable_cache
+  from stablesr_jax.inference.pipeline import StableSR
+  from stablesr_jax.parallel import start_devices
+
+  try:
+    start_devices()
+    enable_cache(arguments.compile_cache, functools.partial(warn, report.prog))
+    model = StableSR.load(
+      arguments.model or EMBEDDED,
+      manifest=manifest,
+      precision=arguments.precision,
+      tile_batch=arguments.tile_batch,
+      autoencoder_tile=arguments.autoencoder_tile,
+    )
+    return run_jobs(
+      model,
+      plan.jobs,
+      scale=arguments.scale,
+      seed=arguments.seed,
+      sampling=sampling,
+      results=results,
+      existing=arguments.existing,
+      output=_output(arguments),
+      group=None if arguments.group == "auto" else int(arguments.group),
+      report=report,
+    )
+  except KeyboardInterrupt as stop:
+    if len(plan.jobs) == 1:
+      raise
+    done = f"after {report.restored} of {len(plan.jobs)} pictures"
+    raise KeyboardInterrupt(f"{done}; the same command again goes on with the others") from stop
+
+
+def _tell_plan(
+  arguments: Arguments, plan: Plan, results: Results | None, manifest: "Manifest", sampling: "SamplingConfig"
+) -> None:
+  """Tells on standard output which picture would become which file, of which size, and of how many tiles."""
+  from stablesr_jax.inference.pipeline import count_tiles, scaled_size
+
+  tiles = pixels = 0
+  for job in plan.jobs:
+    line, size = f"{shown(job.source)} -> {shown(job.target)}", image_size(job)
+    if size is None:
+      print(f"{line}  size unknown")
+      continue
+    try:
+      height, width = scaled_size(size, arguments.scale)
+      own = count_tiles(manifest.architecture, size, scale=arguments.scale, sampling=sampling)
+    except UserError as error:
+      print(f"{line}  {error}")
+      continue
+    tiles, pixels = tiles + own, pixels + height * width
+    print(f"{line}  {width}x{height}, {own} tile{'s' if own > 1 else ''}")
+  print(f"{len(plan.jobs)} to restore, {plan.current} as before: {pixels / 1e6:.1f} megapixels, {tiles} tiles", end="")
+  seconds = results and results.seconds_of_a_tile({job.target.parent for job in plan.jobs})
+  print(f", about {_duration(seconds * tiles)} at {seconds:.2g} s a tile as measured here" if seconds else "")
+
+
+def _duration(seconds: float) -> str:
+  if seconds < 120:
+    return f"{seconds:.0f} s"
+  return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 class _Console(Report):
@@ -193,17 +367,19 @@ class _Console(Report):
 
   Attributes:
     exit_code: The gravest so far: a bug's before that of what a person can mend.
+    restored: The number of pictures that are written.
   """
 
-  def __init__(self, prog: str):
-    self.exit_code = 0
-    self._prog = prog
+  def __init__(self, prog: str, quiet: bool = False):
+    self.exit_code = self.restored = 0
+    self.prog = prog
+    self._quiet = quiet
     self._bar: tqdm | None = None
     self._label = ""
 
   def begin(self, jobs: Sequence[Job], number: int, count: int) -> None:
     last = f"-{number + len(jobs) - 1}" if len(jobs) > 1 else ""
-    self._label = f"[{number}{last}/{count}] {jobs[0].source.name}{' ...' if last else ''}"
+    self._label = f"[{number}{last}/{count}] {shown(jobs[0].source.name)}{' ...' if last else ''}"
 
   def step(self, done: int, steps: int) -> None:
     if self._bar is None:
@@ -214,12 +390,14 @@ class _Console(Report):
 
   def note(self, job: Job, note: str) -> None:
     with tqdm.external_write_mode():
-      warn(self._prog, f"{job.source}: {note}")
+      warn(self.prog, f"{shown(job.source)}: {note}")
 
   def end(self, job: Job, error: Exception | None) -> None:
     with tqdm.external_write_mode():  # a bar may be on the screen
       if error is None:
-        print(job.target, flush=True)
+        self.restored += 1
+        if not self._quiet:
+          print(shown(job.target), flush=True)
         return
       self._tell(job, error)
 
@@ -230,7 +408,7 @@ class _Console(Report):
 
   def _tell(self, job: Job, error: Exception) -> None:
     self._close()  # it may have been this picture's
-    code = tell(self._prog, error, subject=str(job.source), out_of_memory=_OUT_OF_MEMORY)
+    code = tell(self.prog, error, subject=str(job.source), out_of_memory=_OUT_OF_MEMORY)
     self.exit_code = min(code, self.exit_code or code)
 
 
@@ -263,8 +441,8 @@ def _sampling(arguments: Arguments, defaults: "SamplingConfig") -> "SamplingConf
 def _check(arguments: Arguments) -> None:
   """Raises UserError for numbers that no model can work with, before any picture is read."""
   a = arguments
+  require_sensible(a.scale, None)
   for ok, message in (
-    (0 < a.scale < math.inf, f"scale {a.scale}: must be a positive number"),
     (0 <= a.seed < 2**32, f"seed {a.seed}: must be 0 to {2**32 - 1}"),
     (a.tile_batch is None or a.tile_batch >= 1, f"tile-batch {a.tile_batch}: must be at least 1"),
     (a.group == "auto" or (a.group.isdecimal() and int(a.group) >= 1), f"group {a.group}: must be auto or at least 1"),

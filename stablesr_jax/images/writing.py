@@ -1,10 +1,12 @@
 """Writes pictures, with what belongs to them."""
 
+import contextlib
 import io
 import json
 import pathlib
 import string
 import warnings
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -85,8 +87,15 @@ class Output:
       raise UserError(f"quality {self.quality}: {kind} loses nothing; it is for .jpg, .webp and .avif")
 
 
+Place = Callable[[pathlib.Path], contextlib.AbstractContextManager[pathlib.Path]]
+
+
 def write_image(
-  path: str | pathlib.Path, picture: Picture, output: Output = Output(), record: dict[str, Any] | None = None
+  path: str | pathlib.Path,
+  picture: Picture,
+  output: Output = Output(),
+  record: dict[str, Any] | None = None,
+  place: Place = atomic_write,
 ) -> None:
   """Writes a picture in the format of the path's suffix: PNG, JPEG (95, 4:4:4), WebP, TIFF or AVIF.
 
@@ -97,6 +106,7 @@ def write_image(
   Args:
     output: How; its `format` and `name` do not matter here.
     record: The settings used, for `output.record`.
+    place: As `atomic_write`: a context that gives the path to write to, and puts what is there in place.
 
   Raises:
     UserError: the folder does not exist.
@@ -119,7 +129,7 @@ def write_image(
     raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
   try:
     data = _encode(path, kind, pixels, picture, output, record)
-    with atomic_write(path) as temporary, open(temporary, "xb") as f:
+    with place(path) as temporary, open(temporary, "wb") as f:
       f.write(data)
   except (OSError, ValueError, RuntimeError) as error:
     raise UserError(f"{path}: cannot be written ({first_line(error)})") from error

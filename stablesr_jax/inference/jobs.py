@@ -3,12 +3,18 @@
 What takes long to import is imported when the first picture is restored: wrong paths are told at once.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import json
 import math
 import os
 import pathlib
+import shutil
+import threading
+import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,22 +25,35 @@ import numpy as np
 
 from stablesr_jax import __version__
 from stablesr_jax.errors import UserError
-from stablesr_jax.files import make_folder
+from stablesr_jax.files import Claim, claim, make_folder, require_writable
 from stablesr_jax.images import (
-  WRITABLE_SUFFIXES,
   Output,
   Picture,
+  decode_image,
   fill_transparent,
-  list_images,
-  passed_over,
-  read_image,
+  read_file,
   require_holds,
   resize_alpha,
   write_image,
 )
+from stablesr_jax.inference.manifest import MEANING, Record, Results, Settings, Stamp, clean_up, stamp
+from stablesr_jax.inference.plan import (
+  Existing,
+  Failure,
+  Found,
+  Job,
+  Plan,
+  describe,
+  find_jobs,
+  foreign,
+  image_size,
+  make_plan,
+  source_path,
+)
 from stablesr_jax.inference.processes import Place
 
 if TYPE_CHECKING:
+  from stablesr_jax.checkpoints.store import Manifest
   from stablesr_jax.config import SamplingConfig
   from stablesr_jax.inference.pipeline import StableSR
 
@@ -42,21 +61,6 @@ SEED = 42
 
 # Reading and writing wait for compression, which holds no lock of Python's. More would only crowd a small machine.
 _THREADS = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-  """One picture to restore.
-
-  Attributes:
-    source: The file to read.
-    target: The file to write; its folder is made if need be.
-    name: What the picture's noise is drawn from, beside the seed: the file's name without its folder.
-  """
-
-  source: pathlib.Path
-  target: pathlib.Path
-  name: str
 
 
 class Report:
@@ -83,10 +87,31 @@ class Summary:
     restored: Those that were restored and written.
     failed: Those that were not, and why: `UserError` and `OSError` for a damaged file or a full disk, anything else
       for a bug.
+    current: How many needed nothing, as their result is what is wanted.
+    claimed: Those that another run has in work.
+    left: How many others were left alone, by the reason.
   """
 
   restored: tuple[Job, ...]
-  failed: tuple[tuple[Job, Exception], ...]
+  failed: tuple[Failure, ...]
+  current: int = 0
+  claimed: tuple[Job, ...] = ()
+  left: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+  def __str__(self) -> str:
+    """One line."""
+    told = [f"{len(self.restored)} restored"]
+    told += [f"{self.current} as before"] if self.current else []
+    told += [f"{len(self.failed)} could not be"] if self.failed else []
+    left = self.left + collections.Counter({"in work by another run": len(self.claimed)})
+    return ", ".join(told) + (f"; left out: {describe(+left)}" if +left else "")
+
+  def with_plan(self, found: Found, plan: Plan) -> "Summary":
+    """With what was known before the work."""
+    failed = (*plan.refused, *self.failed)
+    return dataclasses.replace(
+      self, failed=failed, current=self.current + plan.current, left=self.left + plan.kept + found.passed
+    )
 
 
 def restore_folder(
@@ -97,7 +122,7 @@ def restore_folder(
   scale: float = 4.0,
   seed: int = SEED,
   sampling: "SamplingConfig | None" = None,
-  overwrite: bool = False,
+  existing: Existing = "update",
   output: Output = Output(),
   group: int | None = None,
   place: Place = Place(),
@@ -105,8 +130,8 @@ def restore_folder(
 ) -> Summary:
   """Restores a picture, or all pictures in a folder and its folders, into the same tree under `target`.
 
-  Pictures whose result is there are left alone, so a run that was stopped goes on where it was. A picture that fails
-  does not stop the others.
+  Pictures whose result is there and current are left alone, so a run that was stopped goes on where it was. A picture
+  that fails does not stop the others.
 
   Args:
     source: The picture, or the folder.
@@ -114,7 +139,9 @@ def restore_folder(
     scale: How much larger the sides become.
     seed: Seeds the noise. A picture's result depends on it and on the picture's file name alone.
     sampling: The settings; by default the model's own.
-    overwrite: Whether pictures of a folder are restored again whose result is there.
+    existing: What to do with results that are there: "update" restores those again that were made of another input or
+      with other settings, and replaces no file of somebody else's; "skip" leaves all; "redo" restores all again and
+      replaces whatever is there; "error" does not begin unless all that are there are current.
     output: The format, bits, quality, metadata and names of the results.
     group: The number of pictures that are restored together; by default as many as fill the devices, of small pictures
       on an accelerator many, on a CPU one. A picture's result does not depend on its company.
@@ -122,75 +149,75 @@ def restore_folder(
     report: What to tell as it goes; by default nothing.
 
   Raises:
-    UserError: There is no such input, it has no pictures, the output would replace it, or the model cannot do what the
-      settings ask for. (What is wrong with a single picture is in the summary.)
+    UserError: There is no such input, it has no pictures, the output would replace it or cannot be written, or the
+      model cannot do what the settings ask for. (What is wrong with a single picture is in the summary.)
   """
+  require_sensible(scale, group)
   namer = functools.partial(output.file_name, scale=scale, model=model.manifest.name)
-  jobs = plan_jobs(pathlib.Path(source), pathlib.Path(target), overwrite, place, output, namer)
-  return run_jobs(model, jobs, scale=scale, seed=seed, sampling=sampling, output=output, group=group, report=report)
+  found = find_jobs(pathlib.Path(source), pathlib.Path(target), output, namer)
+  sampling = sampling or model.manifest.sampling
+  wanted = settings(model_identity(model.manifest, model.path), scale, seed, sampling, model.precision, output)
+  results = Results(wanted) if found.recorded else None
+  prepare(found, place)
+  plan = make_plan(found, results, existing, place)
+  options: dict[str, Any] = {"scale": scale, "seed": seed, "sampling": sampling, "group": group, "report": report}
+  options["output"] = output
+  return run_jobs(model, plan.jobs, results=results, existing=existing, **options).with_plan(found, plan)
 
 
-def plan_jobs(
-  source: pathlib.Path,
-  target: pathlib.Path,
-  overwrite: bool = False,
-  place: Place = Place(),
-  output: Output = Output(),
-  namer: Callable[[str, str], str] | None = None,
-) -> list[Job]:
-  """What is to be restored, and into which files; of several processes, by this one.
+def settings(
+  model: str, scale: float, seed: int, sampling: "SamplingConfig", precision: str, output: Output
+) -> Settings:
+  """All that a result depends on beside its input, but for rounding.
 
   Args:
-    namer: Gives a result's name for its input's without and with suffix; by default `output.file_name` without a model.
+    model: What `model_identity` gives.
+    precision: float32 or bfloat16; or "auto", which results of either are as good for.
+  """
+  own = {"meaning": MEANING, "model": model, "scale": float(scale), "seed": int(seed), "precision": precision}
+  written = {name: value for name, value in dataclasses.asdict(output).items() if name not in ("format", "name")}
+  return own | dataclasses.asdict(sampling) | written
+
+
+def model_identity(manifest: "Manifest", path: str | os.PathLike | None) -> str:
+  """What tells a model from others: a digest of its folder; of one that came from none, of its manifest alone."""
+  from stablesr_jax.checkpoints.digest import model_digest
+
+  if path is not None:
+    return model_digest(path)
+  return hashlib.sha256(json.dumps(dataclasses.asdict(manifest), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def prepare(found: Found, place: Place = Place()) -> None:
+  """Sees to it that results can be written into all of their folders, and cleans up there what killed runs left.
 
   Raises:
-    UserError: There is no input, a folder has no pictures, two would become one file, or the format does not have what
-      `output` asks for.
+    UserError: A folder cannot be written to.
   """
-  namer = namer or functools.partial(output.file_name, scale=1, model="")
-  if not source.exists():
-    raise UserError(f"{source}: {'standard input is not read' if str(source) == '-' else 'no such file or folder'}")
-  if not (source.is_file() or source.is_dir()):
-    raise UserError(f"{source}: is neither a regular file nor a folder")
-  if source.is_file():
-    if target.is_dir() or target.suffix.lower() not in WRITABLE_SUFFIXES:
-      if target.suffix and not target.is_dir():
-        raise UserError(f"{target}: cannot write {target.suffix} (use {', '.join(WRITABLE_SUFFIXES)}, or a folder)")
-      target = target / namer(source.stem, source.name)
-    output.require_suits(target)
-    if target.exists() and target.samefile(source):
-      raise UserError(f"{target}: is the input; choose another output")
-    return [Job(source, target, source.name)][place.process :: place.processes]
-  if target.is_file():
-    raise UserError(f"{target}: is a file, but the input is a folder")
-  output.require_suits(pathlib.Path(namer("results", "results")))
-  images = list_images(source)
-  real_source, real_target = _real(source), _real(target)
-  if real_source in real_target.parents:  # earlier results are no inputs
-    images = [path for path in images if real_target not in _real(path).parents]
-  if not images:
-    raise UserError("; ".join(filter(None, (f"{source}: has no pictures", passed_over(source)))))
-  if real_source == real_target:
-    raise UserError(f"{target}: is the input; choose another output")
-  inputs = {_real(path) for path in images}
-  jobs, taken = [], set()
-  for path in images:
-    relative = path.relative_to(source)
-    result = target / relative.with_name(namer(path.stem, path.name))
-    if result in taken:  # a.jpg beside a.png
-      result = target / relative.with_name(namer(path.name, path.name))
-    if _real(result) in inputs:
-      raise UserError(f"{target}: results would replace the inputs; choose another output")
-    taken.add(result)
-    jobs.append(Job(path, result, path.name))
-  # Divided before it is seen what is there: the others write at the same time.
-  mine = jobs[place.process :: place.processes]
-  return [job for job in mine if overwrite or not job.target.is_file()]
+  for folder in sorted({job.target.parent for job in found.jobs[place.process :: place.processes]}):
+    require_writable(folder)
+    if found.recorded:
+      clean_up(folder)
 
 
-def _real(path: pathlib.Path) -> pathlib.Path:
-  """The path without links. `Path.resolve` refuses a link that leads to itself, and with it all other pictures."""
-  return pathlib.Path(os.path.realpath(path))
+def short_of_space(jobs: Sequence[Job], scale: float) -> str:
+  """What to tell where the results may not have room on their disk: without compression they would not. Empty if they
+  have, or pictures do not tell their sizes."""
+  sizes = [size for job in jobs if (size := image_size(job))]
+  if not sizes:
+    return ""
+  wanted = sum(3 * scale * scale * height * width for height, width in sizes)
+  there = next(path for path in (jobs[0].target, *jobs[0].target.absolute().parents) if path.is_dir())
+  free = shutil.disk_usage(there).free
+  return f"{there}: {free / 1e9:.1f} GB are free, the results may need {wanted / 1e9:.1f}" if wanted > free else ""
+
+
+def require_sensible(scale: float, group: int | None) -> None:
+  """Raises UserError for numbers that nothing can be restored with."""
+  if group is not None and group < 1:
+    raise UserError(f"group {group}: must be at least 1")
+  if not 0 < scale < math.inf:
+    raise UserError(f"scale {scale}: must be a positive number")
 
 
 def run_jobs(
@@ -200,123 +227,320 @@ def run_jobs(
   scale: float = 4.0,
   seed: int = SEED,
   sampling: "SamplingConfig | None" = None,
+  results: Results | None = None,
+  existing: Existing = "update",
   output: Output = Output(),
   group: int | None = None,
   report: Report | None = None,
 ) -> Summary:
   """Restores and writes pictures, several together; one that fails does not stop the others.
 
-  While some are restored, those before are written and those after are read.
+  While some are restored, those before are written and those after are read. What other runs have in work is tried
+  again at the end.
 
-  The arguments and errors are those of `restore_folder`.
+  Args:
+    results: What is known of the results, where they are to be recorded.
+
+  The other arguments and errors are those of `restore_folder`.
   """
-  if group is not None and group < 1:
-    raise UserError(f"group {group}: must be at least 1")
-  if not 0 < scale < math.inf:
-    raise UserError(f"scale {scale}: must be a positive number")
+  require_sensible(scale, group)
   sampling, report = sampling or model.manifest.sampling, report or Report()
   model.check(sampling)
-  restored: list[Job] = []
-  failed: list[tuple[Job, Exception]] = []
-
-  def end(job: Job, error: Exception | None) -> None:
-    if error is None:
-      restored.append(job)
-    else:
-      failed.append((job, error))
-    report.end(job, error)
-
-  def has_room(group_so_far: Sequence[Picture]) -> bool:
-    if group is not None:
-      return len(group_so_far) < group
-    return model.has_room([picture.rgb.shape[:2] for picture in group_so_far], scale=scale, sampling=sampling)
-
+  outcome = _Outcome(report)
   # What tells a result's origin comes first: by it an earlier record is known.
   record = {"stablesr_jax": __version__, "model": model.manifest.name, "scale": scale, "seed": seed}
   record |= {"sampling": dataclasses.asdict(sampling)}
-  write = functools.partial(_write, output=output, record=record)
-  with _threads() as threads:
-    writing = _Writing(threads, end, write)
-    for number, together in _groups(threads, jobs, scale, has_room, end):
-      for job, picture in together:
-        for note in picture.notes:
-          report.note(job, note)
-      report.begin([job for job, _ in together], number, len(jobs))
-      report.step(0, sampling.steps)
+  desk = _Desk(results, existing, scale, model.precision, output, record)
 
-      def step(done: int, steps: int) -> None:
-        writing.tell()
-        report.step(done, steps)
+  def has_room(group_so_far: Sequence[_Work]) -> bool:
+    if group is not None:
+      return len(group_so_far) < group
+    return model.has_room([work.picture.rgb.shape[:2] for work in group_so_far], scale=scale, sampling=sampling)
 
-      for job, picture, result in _restore(model, together, scale=scale, seed=seed, sampling=sampling, progress=step):
-        if isinstance(result, Exception):
-          end(job, result)
-        else:
-          writing.add(job, picture, result)
-    writing.tell(wait=True)
-  return Summary(tuple(restored), tuple(failed))
+  writing: _Writing | None = None
+  try:
+    with _threads() as threads:
+      writing = _Writing(threads, desk, outcome)
+      for number, together in _groups(threads, jobs, desk, has_room, outcome):
+        for work in together:
+          for note in work.picture.notes:
+            report.note(work.job, note)
+        report.begin([work.job for work in together], number, len(jobs))
+        report.step(0, sampling.steps)
+
+        def step(done: int, steps: int) -> None:
+          writing.tell()
+          report.step(done, steps)
+
+        for work, result in _restore(model, together, scale=scale, seed=seed, sampling=sampling, progress=step):
+          if isinstance(result, Exception):
+            desk.drop(work)
+            outcome.end(work.job, result)
+          else:
+            writing.add(work, result)
+      writing.tell(wait=True)
+  except BaseException:  # What was written is written: its threads have ended.
+    if writing is not None:
+      writing.tell()
+    raise
+  finally:
+    desk.clear()
+  return outcome.summary()
 
 
-Restored = tuple[Job, Picture, np.ndarray | Exception]
+class _Outcome:
+  """What became of the pictures so far, in the order of their ends."""
+
+  def __init__(self, report: Report):
+    self._report = report
+    self._restored: list[Job] = []
+    self._failed: list[Failure] = []
+    self._claimed: list[Job] = []
+    self._current = 0
+
+  def end(self, job: Job, error: Exception | None) -> None:
+    if isinstance(error, _Claimed):
+      self._claimed.append(job)
+      return
+    if isinstance(error, _Current):
+      self._current += 1
+      return
+    if error is None:
+      self._restored.append(job)
+    else:
+      self._failed.append((job, error))
+    self._report.end(job, error)
+
+  def summary(self) -> Summary:
+    return Summary(tuple(self._restored), tuple(self._failed), self._current, tuple(self._claimed))
+
+
+class _Claimed(Exception):
+  """Another run has the picture in work."""
+
+
+class _Current(Exception):
+  """Another run has restored the picture meanwhile."""
+
+
+@dataclasses.dataclass
+class _Work:
+  """A picture that was read.
+
+  Attributes:
+    claim: The right to write its result.
+    input: What its file held.
+    tiles: The number of its tiles.
+    seconds: How long it took to restore it.
+  """
+
+  job: Job
+  picture: Picture
+  claim: Claim
+  input: Stamp
+  tiles: int = 0
+  seconds: float = 0.0
+
+
+class _Desk:
+  """Reads pictures and writes results, each of which it has claimed meanwhile. Threads share it."""
+
+  def __init__(
+    self,
+    results: Results | None,
+    existing: Existing,
+    scale: float,
+    precision: str,
+    output: Output,
+    record: dict[str, Any],
+  ):
+    self._results, self._existing, self._scale, self._precision = results, existing, scale, precision
+    self._output, self._record = output, record
+    self._claims: dict[pathlib.Path, Claim] = {}
+    self._lock = threading.Lock()
+    self._cleared = False
+
+  def plan(self, job: Job) -> Record | None:
+    """The newest record of a result, to find out later whether there is another."""
+    return self._results.newest(job.target) if self._results else None
+
+  def read(self, job: Job, known: Record | None) -> _Work:
+    """Reads a picture, and finds out what would keep its result from being written: better now than after the work.
+
+    Raises:
+      _Claimed, _Current: It is another run's.
+    """
+    from stablesr_jax.inference.pipeline import scaled_size
+
+    make_folder(job.target.parent)
+    if job.target.is_dir():
+      raise UserError(f"{job.target}: is a folder")
+    claimed = self._claim(job.target)
+    try:
+      self._require_wanted(job, known)
+      if job.content is None:
+        modified = job.source.stat().st_mtime_ns if job.source.is_file() else 0  # what is none is told by `read_file`
+        data = read_file(job.source)
+      else:
+        modified, data = 0, job.content
+      picture = decode_image(data, str(job.source))
+      require_holds(job.target, *scaled_size(picture.rgb.shape[:2], self._scale))
+      picture = dataclasses.replace(picture, rgb=fill_transparent(picture.rgb, picture.alpha))
+      return _Work(job, picture, claimed, Stamp(len(data), modified, hashlib.sha256(data).hexdigest()))
+    except BaseException:
+      self._drop(claimed)
+      raise
+
+  def write(self, work: _Work, rgb: np.ndarray) -> None:
+    """Writes a restored picture, with what belongs to it, its alpha enlarged."""
+    try:
+      alpha = work.picture.alpha
+      alpha = alpha if alpha is None else resize_alpha(alpha, *rgb.shape[:2])
+      place = functools.partial(self._place, work)
+      restored = dataclasses.replace(work.picture, rgb=rgb, alpha=alpha)
+      write_image(work.job.target, restored, self._output, self._record, place)
+    finally:
+      self.drop(work)
+
+  def drop(self, work: _Work) -> None:
+    """Gives up a picture, if it was not written."""
+    self._drop(work.claim)
+
+  def clear(self) -> None:
+    """Gives up all that was not written, and lets nothing more be read."""
+    with self._lock:
+      self._cleared, claims = True, list(self._claims.values())
+    for left in claims:
+      left.drop()
+
+  @contextlib.contextmanager
+  def _place(self, work: _Work, path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Where to write a result. Its record is on the disk before it has its name: killed between them, the next run
+    finds it under its temporary name, and by its record whole."""
+    yield work.claim.temporary
+    with work.claim.temporary.open("rb") as file:
+      os.fsync(file.fileno())
+    if self._results is not None:
+      self._results.manifest(path.parent).add(
+        Record(
+          path.name,
+          stamp(work.claim.temporary),
+          source_path(work.job.source, path),
+          work.input,
+          {**self._results.wanted, "precision": self._precision},
+          work.tiles,
+          round(work.seconds, 3),
+        )
+      )
+    work.claim.place()
+
+  def _require_wanted(self, job: Job, known: Record | None) -> None:
+    """Looks again whether a result is wanted: since it was planned, other runs may have ended, and files have come."""
+    if self._results is None or (newest := self._results.newest(job.target)) == known and self._existing == "redo":
+      return
+    there = self._results.judge(job.source, job.target)
+    if there.kind == "current" and (newest != known or self._existing != "redo"):
+      raise _Current
+    if self._existing == "skip" and there.kind != "absent":
+      raise _Current
+    if there.kind == "foreign" and self._existing != "redo":
+      raise foreign(job, there)
+
+  def _claim(self, target: pathlib.Path) -> Claim:
+    claimed = claim(target)
+    if claimed is None:
+      raise _Claimed
+    with self._lock:
+      if not self._cleared:
+        self._claims[target] = claimed
+        return claimed
+    claimed.drop()
+    raise _Claimed
+
+  def _drop(self, claimed: Claim) -> None:
+    claimed.drop()
+    with self._lock:
+      self._claims.pop(claimed.path, None)
 
 
 def _restore(
   model: "StableSR",
-  together: Sequence[tuple[Job, Picture]],
+  together: Sequence[_Work],
   *,
   scale: float,
   seed: int,
   sampling: "SamplingConfig",
   progress: Callable[[int, int], None],
-) -> list[Restored]:
+) -> list[tuple[_Work, np.ndarray | Exception]]:
   """Restores pictures together; if that fails, each alone, so that one does no harm to the others."""
   import jax
 
   key = lambda job: jax.random.fold_in(jax.random.key(seed), np.uint32(zlib.crc32(os.fsencode(job.name))))
+  began = time.monotonic()
   try:
     results = model.upscale_batch(
-      [picture.rgb for _, picture in together],
+      [work.picture.rgb for work in together],
       scale=scale,
-      keys=[key(job) for job, _ in together],
+      keys=[key(work.job) for work in together],
       sampling=sampling,
       progress=progress,
     )
   except Exception as error:  # Even a bug that one picture meets is no reason to lose the others.
     if len(together) == 1:
-      return [(*together[0], error)]
+      return [(together[0], error)]
     alone = functools.partial(_restore, model, scale=scale, seed=seed, sampling=sampling, progress=progress)
     return [result for one in together for result in alone([one])]
-  return [(job, picture, rgb) for (job, picture), rgb in zip(together, results, strict=True)]
+  _share(together, time.monotonic() - began, model, scale, sampling)
+  return list(zip(together, results, strict=True))
+
+
+def _share(together: Sequence[_Work], seconds: float, model: "StableSR", scale: float, sampling: "SamplingConfig"):
+  """Notes for pictures how many tiles they have, and divides the time among them by that."""
+  from stablesr_jax.inference.pipeline import count_tiles
+
+  for work in together:
+    size = work.picture.rgb.shape[:2]
+    work.tiles = count_tiles(model.manifest.architecture, size, scale=scale, sampling=sampling)
+  for work in together:
+    work.seconds = seconds * work.tiles / sum(work.tiles for work in together)
 
 
 def _groups(
   threads: ThreadPoolExecutor,
   jobs: Sequence[Job],
-  scale: float,
-  has_room: Callable[[Sequence[Picture]], bool],
-  end: Callable[[Job, Exception], None],
-) -> Iterator[tuple[int, list[tuple[Job, Picture]]]]:
+  desk: _Desk,
+  has_room: Callable[[Sequence[_Work]], bool],
+  outcome: _Outcome,
+) -> Iterator[tuple[int, list[_Work]]]:
   """Pictures that are restored together, in order, and the number of the first; as many are read ahead.
 
-  Those that cannot be read, or whose result could not be written, are left out and told to `end`.
+  Those that cannot be read, or whose result could not be written, are left out and told to `outcome`.
   """
-  reading: deque[tuple[int, Job, Future[Picture]]] = deque()
-  coming = iter(enumerate(jobs, 1))
-  first, together = 0, []
+  reading: deque[tuple[int, Job, Future[_Work]]] = deque()
+  # The jobs, and behind them those that another run had in work when it was their turn.
+  coming = deque((number, job, desk.plan(job)) for number, job in enumerate(jobs, 1))
+  known = {job: record for _, job, record in coming}  # but for once
+  first, together = 0, list[_Work]()
   while True:
-    while len(reading) <= len(together) and (following := next(coming, None)) is not None:
-      number, job = following
-      reading.append((number, job, threads.submit(_read, job, scale)))
+    while len(reading) <= len(together) and coming:
+      number, job, record = coming.popleft()
+      reading.append((number, job, threads.submit(desk.read, job, record)))
     if not reading:
       break
     number, job, future = reading.popleft()
     try:
-      picture = future.result()
-      room = has_room([*(picture for _, picture in together), picture])
-    except Exception as error:
-      end(job, error)
+      work = future.result()
+      room = has_room([*together, work])
+    except _Claimed as error:
+      if job in known:
+        coming.append((number, job, known.pop(job)))
+      else:
+        outcome.end(job, error)
       continue
-    first, together = first or number, [*together, (job, picture)]
+    except Exception as error:
+      outcome.end(job, error)
+      continue
+    first, together = first or number, [*together, work]
     if not room:
       yield first, together
       first, together = 0, []
@@ -324,47 +548,26 @@ def _groups(
     yield first, together
 
 
-def _read(job: Job, scale: float) -> Picture:
-  """Reads a picture, and finds out what would keep its result from being written: better now than after the work."""
-  from stablesr_jax.inference.pipeline import scaled_size
-
-  make_folder(job.target.parent)
-  if job.target.is_dir():
-    raise UserError(f"{job.target}: is a folder")
-  picture = read_image(job.source)
-  require_holds(job.target, *scaled_size(picture.rgb.shape[:2], scale))
-  return dataclasses.replace(picture, rgb=fill_transparent(picture.rgb, picture.alpha))
-
-
 class _Writing:
-  """Results that are written while the next pictures are restored; each is told to `end` in its turn."""
+  """Results that are written while the next pictures are restored; each is told to `outcome` in its turn."""
 
-  def __init__(
-    self,
-    threads: ThreadPoolExecutor,
-    end: Callable[[Job, Exception | None], None],
-    write: Callable[[Job, Picture, np.ndarray], None],
-  ):
-    self._threads, self._end, self._write = threads, end, write
+  def __init__(self, threads: ThreadPoolExecutor, desk: _Desk, outcome: _Outcome):
+    self._threads, self._desk, self._outcome = threads, desk, outcome
     self._waiting: deque[tuple[Job, Future[None]]] = deque()
 
-  def add(self, job: Job, picture: Picture, rgb: np.ndarray) -> None:
-    self._waiting.append((job, self._threads.submit(self._write, job, picture, rgb)))
+  def add(self, work: _Work, rgb: np.ndarray) -> None:
+    self._waiting.append((work.job, self._threads.submit(self._desk.write, work, rgb)))
 
   def tell(self, wait: bool = False) -> None:
     """Tells of those that are written; of all, once they are."""
     while self._waiting and (wait or self._waiting[0][1].done()):
       job, future = self._waiting.popleft()
+      if future.cancelled():
+        continue
       error = future.exception()
       if error is not None and not isinstance(error, Exception):
         raise error
-      self._end(job, error)
-
-
-def _write(job: Job, picture: Picture, rgb: np.ndarray, *, output: Output, record: dict[str, Any]) -> None:
-  """Writes a restored picture, with what belongs to it, its alpha enlarged."""
-  alpha = picture.alpha if picture.alpha is None else resize_alpha(picture.alpha, *rgb.shape[:2])
-  write_image(job.target, dataclasses.replace(picture, rgb=rgb, alpha=alpha), output, record)
+      self._outcome.end(job, error)
 
 
 @contextlib.contextmanager

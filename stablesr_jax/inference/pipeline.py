@@ -43,6 +43,10 @@ class StableSR:
 
   model = StableSR.load("models/stablesr_512")
   restored = model.upscale(Image.open("photo.jpg"), scale=4)
+
+  Attributes:
+    manifest: What the model's `model.json` says; `config` is its architecture.
+    path: The folder that it was loaded from, or None.
   """
 
   def __init__(
@@ -73,12 +77,17 @@ class StableSR:
         raise UserError(f"{manifest.name}: this model has no {part.replace('_', ' ')}, so it cannot restore pictures")
     assert self.config.autoencoder is not None
     self._mesh = mesh or data_mesh(jax.local_devices())
-    self._compute, self._path = for_devices(compute, self._mesh), model_path
+    self._compute, self.path = for_devices(compute, self._mesh), model_path
     self.denoiser = Denoiser(self.config, params, self._compute, self._mesh, tile_batch)
     self.autoencoder = TiledAutoencoder(
       self.config.autoencoder, params["autoencoder"], self._compute, self._mesh, autoencoder_tile
     )
     self._prompts: dict[str, jax.Array] = {"": params[NULL_PROMPT]}
+
+  @property
+  def precision(self) -> str:
+    """The dtype of the computation: float32 or bfloat16."""
+    return self._compute.dtype
 
   @classmethod
   def load(
@@ -234,7 +243,7 @@ class StableSR:
     if sampling.fidelity_weight > 0 and not self.autoencoder.config.cfw:
       raise UserError(f"fidelity-weight {sampling.fidelity_weight}: this model has no CFW; only 0 is possible")
     for name, prompt in (("prompt", sampling.prompt), ("negative-prompt", sampling.negative_prompt)):
-      if prompt not in self._prompts and (self.config.text_encoder is None or self._path is None):
+      if prompt not in self._prompts and (self.config.text_encoder is None or self.path is None):
         raise UserError(f"{name} {prompt!r}: this model has no text encoder; only the null prompt is possible")
 
   def has_room(self, sizes: Sequence[tuple[int, int]], *, scale: float, sampling: SamplingConfig) -> bool:
@@ -244,24 +253,13 @@ class StableSR:
     fit into a part of the devices' memory.
     """
     plans = [self._plan((*size, 3), scale, sampling.tile_size) for size in sizes]
-    tiles = sum(len(tiling.grid(*plan.latent_size, sampling.tile_size, sampling.overlap)) for plan in plans)
+    tiles = sum(plan.count_tiles(sampling) for plan in plans)
     kept = sum(plan.frame[0] * plan.frame[1] for plan in plans) * self.autoencoder.bytes_of_a_pixel
     enough = tiles >= self.denoiser.most_tiles(sampling.tile_size)
     return not enough and kept < _KEPT_FOR_DECODING * self._mesh.size * free_memory(self._mesh)
 
   def _plan(self, shape: tuple[int, ...], scale: float, tile: int) -> "_Plan":
-    """The sizes that a picture of this shape goes through."""
-    if len(shape) != 3 or shape[2] != 3 or 0 in shape:
-      raise UserError(f"image of shape {shape}: expected (height, width, 3)")
-    f, size = self.autoencoder.config.downsampling, scaled_size((shape[0], shape[1]), scale)
-    working = size
-    # The shorter side has a tile at least.
-    if (factor := tile * f / min(size)) > 1:
-      working = (max(tile * f, round(size[0] * factor)), max(tile * f, round(size[1] * factor)))
-      if working[0] * working[1] > _MOST_PIXELS:
-        raise UserError(f"image of {shape[1]}x{shape[0]} pixels: too long for tiles of {tile} latent pixels")
-    latent_size = -(-working[0] // f), -(-working[1] // f)
-    return _Plan(size, working, latent_size, frames.around((f * latent_size[0], f * latent_size[1])))
+    return _plan(shape, scale, tile, self.autoencoder.config.downsampling)
 
   def _bunches(self, plans: "Sequence[_Plan]") -> list[list[int]]:
     """The pictures that go through the autoencoder together: of one frame, in numbers that are powers of two for each
@@ -287,8 +285,8 @@ class StableSR:
   def _embed(self, prompts: Sequence[str]) -> jax.Array:
     """The embeddings of prompts (P, N, C), computed once for each."""
     if missing := [prompt for prompt in prompts if prompt not in self._prompts]:
-      assert self._path is not None
-      params = load_params(self._path, self.manifest, ["text_encoder"], sharding=replicated(self._mesh))
+      assert self.path is not None
+      params = load_params(self.path, self.manifest, ["text_encoder"], sharding=replicated(self._mesh))
       encoder = modules(self.config, ComputeConfig(platform=self._compute.platform))["text_encoder"]
       embed = jax.jit(lambda params, tokens: apply(encoder, params, tokens))
       self._prompts |= dict(
@@ -307,6 +305,31 @@ def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
   if (height * scale) * (width * scale) > _MOST_PIXELS:  # in floats: infinite, but no error
     raise UserError(f"scale {scale}: the result would have more than {_MOST_PIXELS / 1e9:.1f} gigapixels")
   return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def count_tiles(config: ModelConfig, size: tuple[int, int], *, scale: float, sampling: SamplingConfig) -> int:
+  """The number of diffusion tiles of a picture of `size` (height, width).
+
+  Raises:
+    UserError: The result is beyond all reason.
+  """
+  assert config.autoencoder is not None
+  return _plan((*size, 3), scale, sampling.tile_size, config.autoencoder.downsampling).count_tiles(sampling)
+
+
+def _plan(shape: tuple[int, ...], scale: float, tile: int, f: int) -> "_Plan":
+  """The sizes that a picture of this shape goes through; `f` is the autoencoder's downsampling."""
+  if len(shape) != 3 or shape[2] != 3 or 0 in shape:
+    raise UserError(f"image of shape {shape}: expected (height, width, 3)")
+  size = scaled_size((shape[0], shape[1]), scale)
+  working = size
+  # The shorter side has a tile at least.
+  if (factor := tile * f / min(size)) > 1:
+    working = (max(tile * f, round(size[0] * factor)), max(tile * f, round(size[1] * factor)))
+    if working[0] * working[1] > _MOST_PIXELS:
+      raise UserError(f"image of {shape[1]}x{shape[0]} pixels: too long for tiles of {tile} latent pixels")
+  latent_size = -(-working[0] // f), -(-working[1] // f)
+  return _Plan(size, working, latent_size, frames.around((f * latent_size[0], f * latent_size[1])))
 
 
 def _require_floats(image: np.ndarray) -> np.ndarray:
@@ -334,6 +357,9 @@ class _Plan(NamedTuple):
   def space(self, downsampling: int) -> tuple[int, int]:
     """The frame's sides in latent pixels."""
     return self.frame[0] // downsampling, self.frame[1] // downsampling
+
+  def count_tiles(self, sampling: SamplingConfig) -> int:
+    return len(tiling.grid(*self.latent_size, sampling.tile_size, sampling.overlap))
 
   def prepare(
     self, image: Float[np.ndarray, "h w 3"], downsampling: int

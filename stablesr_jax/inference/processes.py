@@ -11,10 +11,10 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+from typing import IO, Any
 
 from stablesr_jax.errors import UserError
-from stablesr_jax.files import lock, make_folder, require_writable
+from stablesr_jax.files import lock, make_folder, open_locked, require_writable
 
 _FOLDER = ".stablesr_processes"
 # Processes that were started together may be that far apart.
@@ -82,7 +82,7 @@ class Together:
     everybody = processes.outcomes(print)
   """
 
-  def __init__(self, folder: pathlib.Path, place: Place, own: TextIO):
+  def __init__(self, folder: pathlib.Path, place: Place, own: IO[bytes]):
     self._folder, self._place, self._own = folder, place, own
     self._began = time.time()
     self._note(None)
@@ -101,7 +101,7 @@ class Together:
     known = {"processes": self._place.processes, "began": self._began}
     self._own.seek(0)
     self._own.truncate()
-    json.dump(known | {"outcome": outcome and dataclasses.asdict(outcome)}, self._own)
+    self._own.write(json.dumps(known | {"outcome": outcome and dataclasses.asdict(outcome)}).encode())
     self._own.flush()
 
   def _outcome(self, number: int, deadline: float, tell: Callable[[str], object]) -> Outcome:
@@ -142,9 +142,10 @@ def together(output: pathlib.Path, place: Place) -> Iterator[Together]:
       ended, note = lock(theirs, wait=False), _read(theirs)
     if not ended and note is not None and note["processes"] != place.processes:
       raise UserError(f"{output}: a run of {note['processes']} processes is at work there, not of {place.processes}")
-  with _file(folder, place.process).open("a+") as own:
-    if not _take(own):
-      raise UserError(f"{output}: process {place.process} of {place.processes} is running already")
+  own = _open_own(folder, place.process)
+  if own is None:
+    raise UserError(f"{output}: process {place.process} of {place.processes} is running already")
+  with own:
     try:
       yield Together(folder, place, own)
     finally:
@@ -152,12 +153,14 @@ def together(output: pathlib.Path, place: Place) -> Iterator[Together]:
         _clean_up(folder)
 
 
-def _take(own: TextIO) -> bool:
-  """Locks this process's file. Another may hold it for a moment, to see whether it is locked."""
-  deadline = time.monotonic() + 2
-  while not (taken := lock(own, wait=False)) and time.monotonic() < deadline:
-    time.sleep(0.05)
-  return taken
+def _open_own(folder: pathlib.Path, process: int) -> IO[bytes] | None:
+  """This process's file, locked; None if another has it. The folder may be removed meanwhile by one that ends."""
+  while True:
+    make_folder(folder)
+    try:
+      return open_locked(_file(folder, process), seconds=2)
+    except FileNotFoundError:
+      continue
 
 
 def _clean_up(folder: pathlib.Path) -> None:
@@ -170,7 +173,7 @@ def _clean_up(folder: pathlib.Path) -> None:
     folder.rmdir()
 
 
-def _read(file: TextIO) -> dict[str, Any] | None:
+def _read(file: IO) -> dict[str, Any] | None:
   """What a process noted; None if it has not yet, or was killed meanwhile."""
   try:
     return json.loads(file.read())
