@@ -21,7 +21,7 @@ from tqdm import tqdm
 from stablesr_jax.cli.common import BAD_INPUT, parse, run, shown, tell, warn
 from stablesr_jax.errors import UserError
 from stablesr_jax.files import require_writable
-from stablesr_jax.images import WRITABLE_SUFFIXES, Output, decode_image, read_image
+from stablesr_jax.images import WRITABLE_SUFFIXES, Output, decode_image, read_image, require_holds
 from stablesr_jax.inference.jobs import (
   SEED,
   Report,
@@ -248,7 +248,11 @@ def _restore(arguments: Arguments, found: Found, place: Place, prog: str) -> tup
   """Restores pictures; the exit code, and how it went."""
   several = pathlib.Path(arguments.input).is_dir()
   if not several and found.jobs[0].content is None:
-    read_image(found.jobs[0].source)  # a bad file is told before a large model is loaded
+    from stablesr_jax.inference.pipeline import scaled_size
+
+    # What is wrong with it, or its result's size, is told before a large model is loaded.
+    size = read_image(found.jobs[0].source).rgb.shape[:2]
+    require_holds(found.jobs[0].target, *scaled_size(size, arguments.scale))
 
   from stablesr_jax.checkpoints.store import EMBEDDED, read_manifest
 

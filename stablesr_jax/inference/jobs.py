@@ -203,10 +203,13 @@ def prepare(found: Found, place: Place = Place()) -> None:
 def short_of_space(jobs: Sequence[Job], scale: float) -> str:
   """What to tell where the results may not have room on their disk: without compression they would not. Empty if they
   have, or pictures do not tell their sizes."""
-  sizes = [size for job in jobs if (size := image_size(job))]
-  if not sizes:
-    return ""
-  wanted = sum(3 * scale * scale * height * width for height, width in sizes)
+  from stablesr_jax.inference.pipeline import scaled_size
+
+  wanted = 0
+  for job in jobs:
+    with contextlib.suppress(UserError):  # beyond all reason: told when it is its turn
+      height, width = scaled_size(image_size(job) or (0, 0), scale)
+      wanted += 3 * height * width
   there = next(path for path in (jobs[0].target, *jobs[0].target.absolute().parents) if path.is_dir())
   free = shutil.disk_usage(there).free
   return f"{there}: {free / 1e9:.1f} GB are free, the results may need {wanted / 1e9:.1f}" if wanted > free else ""

@@ -177,7 +177,7 @@ def make_plan(found: Found, results: Results | None, existing: Existing, place: 
       refused.append((job, foreign(job, found_there)))
     else:
       jobs.append(job)
-      again[found_there.reason or "as wanted"] += 1
+      again[found_there.reason or "as asked for"] += 1
   if others:
     job, there = others[0]
     which = f", {there.reason}" if there.reason else ""
@@ -224,13 +224,13 @@ def _walk(source: pathlib.Path, target: pathlib.Path) -> tuple[list[pathlib.Path
   Links are followed once everything else is read, so that a folder goes by its own name, and each is read once.
   """
   pictures, passed, unread = [], collections.Counter[str](), list[UserError]()
-  output = _real(target)
+  output = _real(target) if _real(source) in _real(target).parents else None
   around = {_identity(folder) for folder in _real(source).parents}
   read, todo, linked = set(), collections.deque([source]), collections.deque[pathlib.Path]()
   while todo or linked:
     folder = todo.popleft() if todo else linked.popleft()
     real = _real(folder)
-    if real == output or output in real.parents:  # earlier results are no inputs
+    if output is not None and (real == output or output in real.parents):  # earlier results are no inputs
       continue
     try:
       identity = _identity(folder)
