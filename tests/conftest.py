@@ -53,6 +53,18 @@ def place(tmp_path_factory, compile_cache):
   return make_place(tmp_path_factory.mktemp("training"), compile_cache)
 
 
+@pytest.fixture
+def compiled() -> list[str]:
+  """Has one item for each program that XLA has compiled since the test began."""
+  import jax
+
+  programs = []
+  jax.monitoring.register_event_duration_secs_listener(
+    lambda name, *_, **__: programs.append(name) if name == "/jax/core/compile/backend_compile_duration" else None
+  )
+  return programs
+
+
 @pytest.fixture(scope="session")
 def model():
   """The micro model, loaded; what its tests compiled is kept."""

@@ -51,6 +51,7 @@ def test_a_pair_depends_on_its_name_and_the_draw_only(monkeypatch):
   assert (make("a", 2)[0] != make("a", 2)[1]).any() and (make("a", 1) != make("b", 1)).any()
 
 
+@pytest.mark.slow
 def test_rows_and_tables(model, tmp_path):
   original = photograph(192, 192)
   degraded = np.asarray(Image.fromarray(original).resize((48, 48), Image.Resampling.BOX))

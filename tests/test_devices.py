@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from stablesr_jax.config import ComputeConfig
 from stablesr_jax.inference.denoiser import Denoiser
@@ -74,6 +75,7 @@ print("same")
 """
 
 
+@pytest.mark.slow
 def test_the_work_is_divided_among_devices_and_the_result_is_the_same():
   forced_devices.run(PROGRAM, 8)
 

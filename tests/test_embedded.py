@@ -92,6 +92,7 @@ def test_the_generative_end_does_not_blur(model):
   assert generative > bicubic
 
 
+@pytest.mark.slow
 def test_a_later_start_keeps_more_of_the_input(model):
   """The distance to the enlarged input grows with the timestep at which the noised input starts."""
   degraded = Image.open(EXAMPLES / "degraded" / f"{next(iter(gallery.PARTS))}.png").crop((32, 32, 104, 104))  # one tile

@@ -48,7 +48,9 @@ def test_a_network_and_its_gradient(part):
     assert len(found) > 5 and set(found) == {exact}
 
 
-@pytest.mark.parametrize("recipe", ["stablesr_512", "cfw_512", "stablesr_512_one_step"])
+@pytest.mark.parametrize(
+  "recipe", ["stablesr_512", "cfw_512", pytest.param("stablesr_512_one_step", marks=pytest.mark.slow)]
+)
 def test_a_training_step(recipe):
   config = recipes.micro(recipe)
   for dtype, exact in (("float32", True), ("bfloat16", False)):

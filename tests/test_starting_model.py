@@ -48,6 +48,7 @@ def stage(folder, dtype):
   return RestorerTrainer(config, data_mesh())
 
 
+@pytest.mark.slow
 def test_a_restorer_reads_a_plain_prior_once_in_the_computed_dtype(tmp_path, reads):
   unet = dataclasses.replace(MODEL.unet, conditioning="none")
   architecture = dataclasses.replace(MODEL, unet=unet, time_aware_encoder=None)

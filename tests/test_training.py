@@ -263,6 +263,7 @@ def test_a_run_that_diverges_at_once_has_no_good_checkpoint(base, tint, tmp_path
     loop.train(dataclasses.replace(base, max_bad_steps=2), tmp_path)
 
 
+@pytest.mark.training
 def test_a_run_of_the_autoencoder_goes_on_to_the_bit_and_leaves_a_model(base, tmp_path):
   whole, halves = tmp_path / "whole", tmp_path / "halves"
   assert loop.train(base, whole)

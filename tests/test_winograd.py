@@ -105,8 +105,7 @@ def test_a_prepared_denoiser_predicts_the_same(monkeypatch):
   steps = samplers.ddpm(DiffusionConfig(), schedule.respaced_timesteps(4))
   prompts = normal(0, 1, 77, config.unet.context_dim)
   direct, transformed = (Denoiser(config, tree, CPU, mesh, 1) for tree in (params, prepared))
-  # The second size is odd at the smallest scale.
-  for height, width in ((32, 32), (22, 10)):
-    x, lr = (normal(seed, 1, height, width, config.unet.latent_channels) for seed in (1, 2))
-    expected, result = (d.predict(x, lr, steps.timesteps[1], d.condition(prompts, 1.0)) for d in (direct, transformed))
-    assert difference(result, expected) < 1e-5
+  # Odd at the smallest scale.
+  x, lr = (normal(seed, 1, 22, 10, config.unet.latent_channels) for seed in (1, 2))
+  expected, result = (d.predict(x, lr, steps.timesteps[1], d.condition(prompts, 1.0)) for d in (direct, transformed))
+  assert difference(result, expected) < 1e-5

@@ -13,7 +13,6 @@ from stablesr_jax.degradation.sharpen import unsharp_mask
 from stablesr_jax.errors import UserError
 
 
-@functools.partial(jax.jit, static_argnames=("settings", "platform"))
 def degrade(
   key: jax.Array, images: jax.Array, settings: DegradationSettings, *, platform: Platform | None = None
 ) -> jax.Array:
@@ -36,7 +35,6 @@ def degrade(
   return degrade_pairs(key, images, settings, platform=platform)[1]
 
 
-@functools.partial(jax.jit, static_argnames=("settings", "platform"))
 def degrade_pairs(
   key: jax.Array, images: jax.Array, settings: DegradationSettings, *, platform: Platform | None = None
 ) -> tuple[jax.Array, jax.Array]:
@@ -48,6 +46,13 @@ def degrade_pairs(
   if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
     key = jax.random.wrap_key_data(key)
   keys = key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(images)))
+  return _degrade_pairs(keys, images, settings, platform=platform)
+
+
+@functools.partial(jax.jit, static_argnames=("settings", "platform"))
+def _degrade_pairs(
+  keys: jax.Array, images: jax.Array, settings: DegradationSettings, *, platform: Platform | None
+) -> tuple[jax.Array, jax.Array]:
   # On a CPU one image after the other, so that branches not taken cost nothing and small sizes get a smaller canvas.
   on_cpu = (platform or parallel.platform()) == "cpu"
 

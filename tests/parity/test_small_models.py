@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from stablesr_jax.config import ComputeConfig
 from tests.reference_data import fidelity_weights, load, nhwc, relative_error, rms
@@ -40,6 +41,7 @@ def test_controllable_feature_wrapping(small_cfw):
     assert relative_error(decoded, nhwc(data[key])) <= DECODER_BOUND, key
 
 
+@pytest.mark.slow
 def test_half_precision_is_close(small):
   """bfloat16 has 8 bits of mantissa: a whole network may be off by a few percent, not more."""
   data, compute = load("small_unet"), ComputeConfig(dtype="bfloat16")
