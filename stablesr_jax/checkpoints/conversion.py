@@ -15,6 +15,7 @@ from flax.traverse_util import unflatten_dict
 from stablesr_jax import config as configs
 from stablesr_jax.checkpoints import names
 from stablesr_jax.checkpoints.layout import to_ours
+from stablesr_jax.checkpoints.ncnn import without_pairs
 from stablesr_jax.checkpoints.sources import KINDS, DiffusersFolder, Source, by_priority, ignored_reason, open_source
 from stablesr_jax.checkpoints.store import (
   LPIPS_PART,
@@ -51,7 +52,7 @@ def convert(
   Every tensor of the inputs is used, or named in the report as left out; every parameter of the model is filled.
 
   Args:
-    inputs: files and diffusers folders, in any order.
+    inputs: files and diffusers folders, in any order. One of ncnn's two files, `.param` and `.bin`, is enough.
     output: the folder to write; it appears only when complete.
     architecture: sizes; by default the named architecture that fits the tensors' shapes.
     prediction: what the UNet predicts; by default as a diffusers folder's scheduler says, otherwise v for a file
@@ -71,7 +72,9 @@ def convert(
     if os.path.realpath(output) in map(str, pathlib.Path(os.path.realpath(path)).parents):
       raise UserError(f"{path}: lies in the output, {output}, which would be replaced; choose another output")
   with contextlib.ExitStack() as opened:
-    sources = by_priority([opened.enter_context(contextlib.closing(open_source(path))) for path in inputs])
+    sources = by_priority(
+      [opened.enter_context(contextlib.closing(open_source(path))) for path in without_pairs(inputs)]
+    )
     for source in sources:
       report(f"{source.path.name}: {KINDS[source.kind].title}")
     return _convert(sources, output, architecture, prediction, _Storing(dtype, allow_nonfinite), report)

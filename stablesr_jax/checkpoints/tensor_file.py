@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from stablesr_jax.checkpoints.ncnn import NcnnFile, param_file
 from stablesr_jax.checkpoints.torch_file import LEGACY_MAGIC, TorchFile
 from stablesr_jax.errors import UserError, first_line
 
@@ -30,6 +31,7 @@ _MAX_SAFETENSORS_HEADER = 100_000_000  # bytes, as the format says
 # How files begin that are taken for checkpoints, and what they are.
 _FOREIGN = {
   b"GGUF": "a GGUF file, whose weights are quantised",
+  b"Gk0\x01": "a .bin file of ncnn without its .param file beside it",
   b"\x89HDF": "an HDF5 file (of Keras)",
   b"\x1f\x8b": "a gzip archive; unpack it",
   b"7z\xbc\xaf": "a 7z archive; unpack it",
@@ -100,13 +102,17 @@ class TensorFile:
 def open_tensors(path: str | pathlib.Path) -> TensorFile:
   """Opens a `.ckpt`, `.pth`, `.pt`, `.bin` or `.safetensors` file; its content, not its suffix, says which it is.
 
-  Nothing in the file is run: foreign classes and functions stay names. Tensors stay in the file until read. Entries
-  that are not tensors are left out.
+  Of ncnn's two files, `.param` and `.bin`, either one opens both; `path` is then the `.bin`. Nothing in the file is
+  run: foreign classes and functions stay names. Tensors stay in the file until read. Entries that are not tensors are
+  left out.
 
   Raises:
     UserError: there is no such file, it is no checkpoint, is damaged, or has no tensors.
   """
   path = pathlib.Path(path)
+  if (param := param_file(path)) is not None:
+    ncnn = NcnnFile(param)
+    return TensorFile(ncnn.path, {name: (shape, dtype) for name, (shape, dtype) in ncnn.tensors.items()}, ncnn.read)
   if _is_safetensors(path):
     return _open_safetensors(path)
   file = TorchFile(path)
