@@ -223,12 +223,11 @@ def _compare(layers: list[_Layer], config: RRDBNetConfig) -> None:
   size = f"with {config.blocks} blocks of {config.features} and {config.growth} channels"
   for layer, wanted in zip(layers, expected, strict=False):
     if layer.kind != wanted.kind:
-      difference = f"should be a {wanted.kind}"
+      difference = f"should be of the kind {wanted.kind}"
     elif layer.inputs != wanted.inputs:
       difference = "takes the results of other layers"
     elif layer.settings != wanted.settings:
-      differing = {n for n, _ in layer.settings.items() ^ wanted.settings.items()}
-      at = min(differing)
+      at = min(number for number, _ in layer.settings.items() ^ wanted.settings.items())
       difference = f"has the setting {at}={layer.settings.get(at)}, not {wanted.settings.get(at)}"
     else:
       continue

@@ -21,7 +21,8 @@ class Arguments:
   """Converts published PyTorch weights into one model folder; with --to-pytorch, a model folder back.
 
   What a file is, is told from its contents: StableSR (512, Turbo, 768v, face), CFW, Stable Diffusion 2.1 (one file,
-  or a diffusers folder), the web UI's StableSR module, an autoencoder, Real-ESRGAN. Give all that belong together:
+  or a diffusers folder), the web UI's StableSR module, an autoencoder, Real-ESRGAN (also ncnn's .param with the .bin
+  beside it). Give all that belong together:
 
       {prog} --input stablesr_000117.ckpt vqgan_cfw_00011.ckpt --output models/stablesr_512
 
