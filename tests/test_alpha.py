@@ -98,14 +98,14 @@ def test_gradients_of_16_bits_survive(tmp_path, channels, source, format):
     tifffile.imwrite(path, values, photometric="rgb", byteorder="<" if source == "little.tif" else ">", **extra)
   np.testing.assert_allclose(read_image(path).rgb * 65535, values[..., :3], atol=0.5)
   restore_folder(Bicubic(), tmp_path / "in", tmp_path / "out", scale=1, output=Output(format=format))
-  [result] = (tmp_path / "out").iterdir()
+  [result] = (tmp_path / "out").glob("[!.]*")
   picture = read_image(result)
   assert picture.bit_depth == 16
   assert all(len(np.unique(picture.rgb[..., c])) == 4096 for c in range(3))
   np.testing.assert_allclose(picture.rgb * 65535, values[..., :3], atol=1)
   assert channels == 3 or len(np.unique(picture.alpha)) == 4096
   restore_folder(Bicubic(), tmp_path / "in", tmp_path / "out8", scale=1, output=Output(format=format, bits=8))
-  assert read_image(next((tmp_path / "out8").iterdir())).bit_depth == 8
+  assert read_image(next((tmp_path / "out8").glob("[!.]*"))).bit_depth == 8
 
 
 def test_pil_images_of_any_mode_are_right_or_refused():

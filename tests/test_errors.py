@@ -9,30 +9,11 @@ import numpy as np
 import pytest
 
 from stablesr_jax import StableSR, compilation, parallel
-from stablesr_jax.checkpoints.store import EMBEDDED, read_manifest
 from stablesr_jax.cli import common, infer, train
 from stablesr_jax.errors import UserError
 from stablesr_jax.images import Picture, write_image
 from stablesr_jax.inference.jobs import Report, restore_folder
-
-
-class Stub:
-  """In the model's place: it only enlarges. A picture whose first value is in `errors` fails with that error."""
-
-  def __init__(self):
-    self.manifest, self.path, self.precision = read_manifest(EMBEDDED), EMBEDDED, "float32"
-    self.errors: dict[float, Exception] = {}
-
-  def check(self, sampling):
-    pass
-
-  def has_room(self, sizes, **_):
-    return False
-
-  def upscale_batch(self, images, *, scale, keys, sampling, progress=None):
-    if error := self.errors.get(float(images[0][0, 0, 0])):
-      raise error
-    return [image.repeat(2, axis=0).repeat(2, axis=1) for image in images]
+from tests.stub import Stub
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from stablesr_jax.inference import manifest
 from stablesr_jax.inference.jobs import Job, Summary, restore_folder, run_jobs
 from stablesr_jax.inference.manifest import FILE, Manifest, Record, Results, Stamp, clean_up, stamp
 from stablesr_jax.inference.plan import find_jobs, make_plan
-from tests.test_errors import Stub
+from tests.stub import Stub
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -277,7 +277,7 @@ def test_without_results_nothing_is_noted(inputs, tmp_path):
 PROGRAM = """
 import sys, time
 from stablesr_jax.inference.jobs import restore_folder
-from tests.test_errors import Stub
+from tests.stub import Stub
 
 class Slow(Stub):
   def upscale_batch(self, images, **options):

@@ -193,7 +193,7 @@ def _zip_without_pickle(path):
 
 
 def _compressed(path):
-  """4 GB of zeros in a few megabytes would be opened as fast: nothing is unpacked."""
+  """What inflates out of proportion is not unpacked at all."""
   torch.save({"x": torch.zeros(10**6)}, path)
   with zipfile.ZipFile(path) as archive:
     members = {name: archive.read(name) for name in archive.namelist()}

@@ -14,9 +14,10 @@ from flax.traverse_util import unflatten_dict
 
 from stablesr_jax import config as configs
 from stablesr_jax.checkpoints import names
+from stablesr_jax.checkpoints.joined import DiffusersFolder
 from stablesr_jax.checkpoints.layout import to_ours
 from stablesr_jax.checkpoints.ncnn import without_pairs
-from stablesr_jax.checkpoints.sources import KINDS, DiffusersFolder, Source, by_priority, ignored_reason, open_source
+from stablesr_jax.checkpoints.sources import KINDS, Source, by_priority, ignored_reason, open_source
 from stablesr_jax.checkpoints.store import (
   LPIPS_PART,
   NULL_PROMPT,

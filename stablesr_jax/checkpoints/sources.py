@@ -9,13 +9,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from stablesr_jax.checkpoints import names
-from stablesr_jax.checkpoints.tensor_file import TensorFile, open_tensors, sha256
+from stablesr_jax.checkpoints.joined import Joined, open_checkpoint
+from stablesr_jax.checkpoints.tensor_file import sha256
 from stablesr_jax.errors import UserError
-from stablesr_jax.settings import read_json
 
 
 class Tensors(Protocol):
-  """Named tensors, read one at a time: a file, or a diffusers folder."""
+  """Named tensors, read one at a time: `TensorFile` or `Joined`."""
 
   path: pathlib.Path
 
@@ -142,6 +142,13 @@ IGNORED = {
   r"scaling_layer\.(shift|scale)": "LPIPS's constants",
 }
 
+# What a checkpoint is that is of no known kind, by a part of a key.
+_UNUSABLE = {
+  "model_ema.": "has only averaged copies of the weights (model_ema.*), whose names have lost their dots; "
+  "give the file with the weights themselves",
+  "lora_": "is a LoRA, a change to the weights of another file; merge it into that file first",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -156,86 +163,27 @@ class Source:
 
   def provenance(self) -> dict[str, str]:
     """For `model.json`: name, SHA-256 and kind (of a folder, the digest of its files' digests)."""
-    if isinstance(self.tensors, DiffusersFolder):
-      digest = self.tensors.sha256()
-    else:
-      digest = sha256(self.path)
+    digest = self.tensors.sha256() if isinstance(self.tensors, Joined) else sha256(self.path)
     return {"file": self.path.name, "sha256": digest, "kind": self.kind}
 
   def close(self) -> None:
     self.tensors.close()
 
 
-class DiffusersFolder:
-  """The UNet, autoencoder and text tower of a diffusers folder, keys prefixed "unet/", "vae/", "text_encoder/"."""
-
-  _PARTS = {
-    "unet": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
-    "vae": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
-    "text_encoder": ("model.safetensors", "pytorch_model.bin"),
-  }
-
-  def __init__(self, path: pathlib.Path):
-    self.path = path
-    self._at: dict[str, tuple[TensorFile, str]] = {}
-    for part, candidates in self._PARTS.items():
-      files = [path / part / name for name in candidates if (path / part / name).is_file()]
-      if not files and (path / part).is_dir():
-        raise UserError(f"{path / part}: has none of {', '.join(candidates)}")
-      for file in files[:1]:
-        tensors = open_tensors(file)
-        for name in tensors:
-          self._at[f"{part}/{name.removeprefix('text_model.')}"] = (tensors, name)
-    if not self._at:
-      raise UserError(f"{path}: neither a diffusers folder (unet/, vae/, text_encoder/) nor a checkpoint file")
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(self._at)
-
-  def __contains__(self, name: object) -> bool:
-    return name in self._at
-
-  def shape(self, name: str) -> tuple[int, ...]:
-    tensors, key = self._at[name]
-    return tensors.shape(key)
-
-  def dtype(self, name: str) -> np.dtype:
-    tensors, key = self._at[name]
-    return tensors.dtype(key)
-
-  def read(self, name: str) -> np.ndarray:
-    tensors, key = self._at[name]
-    return tensors.read(key)
-
-  def close(self) -> None:
-    for tensors, _ in self._at.values():
-      tensors.close()
-
-  def prediction(self) -> str | None:
-    """What the scheduler's config says the UNet predicts: "eps", "v" or None if it says nothing."""
-    file = self.path / "scheduler" / "scheduler_config.json"
-    if not file.is_file():
-      return None
-    return {"epsilon": "eps", "v_prediction": "v"}.get(str(read_json(file).get("prediction_type")))
-
-  def sha256(self) -> str:
-    import hashlib
-
-    files = sorted({tensors.path for tensors, _ in self._at.values()})
-    return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
-
-
 def open_source(path: pathlib.Path) -> Source:
-  """Opens a checkpoint file or a diffusers folder and recognises it.
+  """Opens a checkpoint (`open_checkpoint`) and recognises it.
 
   Raises:
     UserError: it cannot be read, or its keys are those of nothing known.
   """
-  tensors: Tensors = DiffusersFolder(path) if path.is_dir() else open_tensors(path)
+  tensors: Tensors = open_checkpoint(path)
   for name, kind in KINDS.items():
     if kind.recognise(tensors):
       return Source(tensors, name)
   tensors.close()
+  for part, what in _UNUSABLE.items():
+    if any(part in name for name in tensors):
+      raise UserError(f"{path}: {what}")
   first = ", ".join(list(tensors)[:3])
   raise UserError(f"{path}: not a kind of checkpoint that is known (its first keys: {first})")
 
