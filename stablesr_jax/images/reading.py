@@ -1,6 +1,5 @@
 """Reads picture files: the right pixels, or one line that says why not."""
 
-import collections
 import dataclasses
 import io
 import os
@@ -14,7 +13,7 @@ from PIL import Image
 from stablesr_jax.errors import UserError, first_line
 from stablesr_jax.images import metadata, png, tiff, vips
 from stablesr_jax.images.conversion import Pixels, from_array, from_pillow
-from stablesr_jax.images.kinds import IMAGE_SUFFIXES, PLUGINS, format_of, require_readable, sniff
+from stablesr_jax.images.kinds import IMAGE_SUFFIXES, require_readable, sniff
 from stablesr_jax.images.picture import Picture
 
 # Of large pictures and damaged EXIF, in lines that name no file; such pictures are read all the same. Here, so that it
@@ -173,23 +172,6 @@ def list_images(folder: str | pathlib.Path, recursive: bool = True) -> list[path
     UserError: there is no such folder.
     UserError: it is a file.
   """
-  return [path for path in list_files(folder, recursive) if path.suffix.lower() in IMAGE_SUFFIXES]
-
-
-def passed_over(folder: str | pathlib.Path) -> str:
-  """How many files `list_images` leaves out, by suffix, and what would help with them; "" if there are none."""
-  others = collections.Counter(path.suffix.lower() for path in list_files(folder))
-  others = {suffix: count for suffix, count in sorted(others.items()) if suffix not in IMAGE_SUFFIXES}
-  if not others:
-    return ""
-  counts = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others.items())
-  packages = sorted({PLUGINS[kind][1] for suffix in others if (kind := format_of(suffix)) in PLUGINS})
-  help = f"; to read {'them' if len(others) == 1 else 'more'}: pip install {' '.join(packages)}" if packages else ""
-  return f"passed over {sum(others.values())} files of other kinds ({counts}){help}"
-
-
-def list_files(folder: str | pathlib.Path, recursive: bool = True) -> list[pathlib.Path]:
-  """All files in `folder` but hidden ones, sorted; errors as `list_images`."""
   folder = pathlib.Path(folder)
   if not folder.exists():
     raise UserError(f"{folder}: no such folder")
@@ -199,4 +181,4 @@ def list_files(folder: str | pathlib.Path, recursive: bool = True) -> list[pathl
   for root, folders, files in os.walk(folder):
     folders[:] = [name for name in folders if recursive and not name.startswith(".")]
     found += [pathlib.Path(root, name) for name in files if not name.startswith(".")]
-  return sorted(found)
+  return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
