@@ -102,7 +102,7 @@ def refused(path: pathlib.Path) -> str:
   with pytest.raises(UserError) as caught:
     open_tensors(path)
   message = str(caught.value)
-  assert "\n" not in message and len(message) < 400
+  assert message.isprintable() and len(message) < 400
   return message
 
 
@@ -173,7 +173,10 @@ def without_line(place: int, text: str) -> str:
     (lambda text: text.replace("0=3 1=3", "0=1e300 1=3", 1), "features"),
     (lambda text: text.replace("0=3 1=3", "1=3", 1), "do not say how many channels"),
     (lambda text: text.replace(" 6=81", " 6=324", 1), "has the setting 6=324.0, not 81"),  # pixels unshuffled: x2
-    (lambda text: text.replace("Concat ", "PReLU ", 1), "which has no PReLU; of Real-ESRGAN's, realesrgan-x4plus and"),
+    (
+      lambda text: text.replace("Concat ", "PReLU ", 1),
+      "which has no 'PReLU'; of Real-ESRGAN's, realesrgan-x4plus",
+    ),
     (lambda text: text.replace("Eltwise ", "BinaryOp ", 1), "should be of the kind Eltwise"),
     (lambda text: text.replace("2_split_1", "2_split_9", 1), "takes '2_split_1', which no layer before it makes"),
     (lambda text: text.replace("5=1 6=81", "5=one 6=81", 1), "is no layer"),
@@ -253,7 +256,7 @@ def test_any_damage_to_a_graph_is_one_line(tmp_path):
     try:
       open_tensors(param)
     except UserError as error:
-      assert "\n" not in str(error)
+      assert str(error).isprintable()
 
 
 def test_pytorch_bin_files_are_read_as_before(tmp_path):
@@ -275,4 +278,4 @@ def test_the_published_files():
       assert len(list(file)) == 2 * (6 + 15 * blocks)
       assert f"body.{blocks - 1}.rdb3.conv5.weight" in file
       assert all(np.isfinite(file.read(tensor)).all() for tensor in file)
-  assert "which has no PReLU, PixelShuffle" in refused(folder / "realesr-animevideov3-x4.param")
+  assert "which has no 'PReLU', 'PixelShuffle'" in refused(folder / "realesr-animevideov3-x4.param")

@@ -162,10 +162,11 @@ def _parse(text: str) -> list[_Layer]:
     raise UserError("is damaged (its second line is not two counts); download it again")
   if counts[0] != str(len(lines) - 2):
     raise UserError(f"is truncated or damaged (it has {len(lines) - 2} of {counts[0][:20]} layers); download it again")
-  if foreign := sorted({line[0][:40] for line in lines[2:]} - _DEFAULTS.keys()):
+  if foreign := sorted({line[0] for line in lines[2:]} - _DEFAULTS.keys()):
+    kinds = ", ".join(repr(kind[:40]) for kind in foreign[:4])
     raise UserError(
-      f"is another network than Real-ESRGAN's RRDBNet, which has no {', '.join(foreign[:4])}; of Real-ESRGAN's, "
-      "realesrgan-x4plus and realesrgan-x4plus-anime can be converted"
+      f"is another network than Real-ESRGAN's RRDBNet, which has no {kinds}; of Real-ESRGAN's, realesrgan-x4plus and "
+      "realesrgan-x4plus-anime can be converted"
     )
   layers: list[_Layer] = []
   made_by: dict[str, int] = {}
