@@ -182,6 +182,7 @@ def test_a_model_folder_does_not_say_where_it_was_made(files, tmp_path):
       load_params(tmp_path / folder, read_manifest(tmp_path / folder), ["autoencoder"])
 
 
+@pytest.mark.slow
 def test_round_trip(files, tmp_path):
   quiet([files["stablesr_000117"], files["vqgan_cfw_00011"]], tmp_path / "model")
   main, cfw = export(tmp_path / "model", tmp_path / "out.safetensors")

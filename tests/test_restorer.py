@@ -70,6 +70,7 @@ def test_numpys_integers_are_seeds(model):
   np.testing.assert_array_equal(model.upscale(image, seed=np.int64(42)), model.upscale(image))
 
 
+@pytest.mark.slow
 def test_the_result_does_not_depend_on_batches(model):
   images = [photograph(20, 31) / np.float32(255), photograph(16, 16) / np.float32(255)]
   keys = list(jax.random.split(jax.random.key(3), 2))
@@ -94,6 +95,7 @@ def test_a_prompt_changes_the_result_where_guidance_asks_for_it(tmp_path):
   np.testing.assert_array_equal(model.upscale(image, sampling=unguided), plain)
 
 
+@pytest.mark.slow
 def test_autoencoder_in_pieces_is_close_to_whole():
   image = photograph(16, 32)
   whole = micro.restorer(autoencoder_tile=1024).upscale(image).astype(float)

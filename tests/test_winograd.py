@@ -87,6 +87,7 @@ def test_only_large_layers_without_a_stride_gain():
   assert {path for path in chosen if "upsample_" in path} == {f"upsample_{i}/conv/kernel" for i in range(3)}
 
 
+@pytest.mark.slow
 def test_a_prepared_denoiser_predicts_the_same(monkeypatch):
   monkeypatch.setattr(winograd, "_MIN_CHANNELS", 128)
   config = configs.tiny()

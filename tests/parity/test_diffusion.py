@@ -103,6 +103,7 @@ def test_ddim(denoiser, name):
   assert relative_error(result, nhwc(data["result"])) <= 1e-3
 
 
+@pytest.mark.slow
 def test_aggregation_sampling(denoiser):
   data, batch = load("small_canvas_ddpm"), 4  # that results do not depend on it, test_restorer.py says
   steps = samplers.ddpm(DiffusionConfig(), schedule.respaced_timesteps(int(data["steps"])))
