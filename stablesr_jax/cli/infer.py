@@ -281,13 +281,13 @@ def _restore(arguments: Arguments, found: Found, place: Place, prog: str) -> tup
       warn(prog, space)
     summary = _run(arguments, plan, results, manifest, sampling, report)
   else:
-    if not plan.refused:
+    if not plan.refused and place.processes == 1:
       print(f"{prog}: nothing to do (--existing redo restores again what is there)", file=sys.stderr)
     summary = Summary((), ())
   summary = summary.with_plan(found, plan)
-  if several and not arguments.dry_run:
+  if several and not arguments.dry_run and place.processes == 1:
     print(f"{prog}: {summary}", file=sys.stderr)
-  elif several and summary.left:
+  elif several and summary.left and not place.process:  # of several processes' pictures the first one tells at the end
     print(f"{prog}: left out: {describe(summary.left)}", file=sys.stderr)
   return report.exit_code, Outcome(len(summary.restored), len(summary.failed))
 
