@@ -152,6 +152,12 @@ def abandoned(folder: pathlib.Path) -> Iterator[Claim]:
         left.drop()
 
 
+def sha256(path: pathlib.Path) -> str:
+  """The SHA-256 of a file's content, in hexadecimal digits. Raises OSError if it cannot be read."""
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def make_folder(folder: pathlib.Path) -> None:
   """Makes a folder and those above it, where they are not there yet.
 

@@ -208,7 +208,7 @@ print("same")
 
 
 def test_each_device_attends_in_its_own_pictures():
-  forced_devices.run(PROGRAM, 4)
+  assert forced_devices.run(PROGRAM, 4) == "same"
 
 
 def device(platform: str, kind: str = "", capability: str = "", version: str = "PJRT C API\ncuda 13000"):

@@ -9,19 +9,16 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from stablesr_jax import StableSR
 from stablesr_jax.cli import infer
 from stablesr_jax.errors import UserError
 from stablesr_jax.images import decode_image, read_image
+from tests import fuzzing
 from tests.stub import Stub
 
 HEIGHT, WIDTH = 24, 40
-# Minutes for the fuzz test; by default it takes seconds.
-MINUTES = float(os.environ.get("STABLESR_FUZZ_MINUTES", 0))
 
 
 def photograph(channels: int) -> np.ndarray:
@@ -226,35 +223,17 @@ def seeds() -> list[bytes]:
   return [good[name].data for name in names.split()]
 
 
-COUNT = [0]
+def test_any_bytes_are_a_picture_or_a_line():
+  def is_read(data: bytes) -> bool:
+    try:
+      picture = decode_image(data, "x")
+    except UserError as error:
+      assert str(error).startswith("x: ") and "\n" not in str(error)
+      return False
+    height, width = picture.rgb.shape[:2]
+    assert picture.rgb.shape == (height, width, 3) and picture.rgb.dtype == np.float32
+    assert np.isfinite(picture.rgb).all() and picture.rgb.min() >= 0 and picture.rgb.max() <= 1
+    assert picture.alpha is None or (picture.alpha.shape == (height, width) and 0 <= picture.alpha.min())
+    return True
 
-
-@settings(
-  max_examples=max(300, int(MINUTES * 60 * 400)),
-  deadline=None,
-  database=None,
-  derandomize=not MINUTES,
-  suppress_health_check=list(HealthCheck),
-)
-@given(
-  st.sampled_from(seeds()),
-  st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=8),
-  st.one_of(st.none(), st.floats(0, 1)),
-  st.binary(max_size=32),
-)
-def test_any_bytes_are_a_picture_or_a_line(data, flips, cut, tail):
-  changed = bytearray(data)
-  for place, value in flips:
-    changed[int(place * (len(changed) - 1))] = value
-  if cut is not None:
-    changed = changed[: int(cut * len(changed))]
-  COUNT[0] += 1
-  try:
-    picture = decode_image(bytes(changed) + tail, "x")
-  except UserError as error:
-    assert str(error).startswith("x: ") and "\n" not in str(error)
-    return
-  height, width = picture.rgb.shape[:2]
-  assert picture.rgb.shape == (height, width, 3) and picture.rgb.dtype == np.float32
-  assert np.isfinite(picture.rgb).all() and picture.rgb.min() >= 0 and picture.rgb.max() <= 1
-  assert picture.alpha is None or (picture.alpha.shape == (height, width) and 0 <= picture.alpha.min())
+  fuzzing.run(seeds(), is_read, examples=300)

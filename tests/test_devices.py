@@ -77,7 +77,7 @@ print("same")
 
 @pytest.mark.slow
 def test_the_work_is_divided_among_devices_and_the_result_is_the_same():
-  forced_devices.run(PROGRAM, 8)
+  assert forced_devices.run(PROGRAM, 8) == "same"
 
 
 def test_guidance_is_a_batch_twice_as_large(monkeypatch):

@@ -115,6 +115,15 @@ def test_more_frames_are_told(folder, capsys):
   assert line.endswith(f"{folder / 'in' / 'b.png'}: has 2 frames; the first is taken")
 
 
+def test_a_jpeg_that_is_decoded_with_complaints_is_told(folder, capsys):
+  path = folder / "in" / "a.jpg"
+  data = path.read_bytes()
+  path.write_bytes(data[:-60] + data[-2:])  # the last blocks' pixels are gone; Pillow makes them up without a word
+  assert run(folder) == 0
+  [line] = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+  assert f"{path}: may be damaged (" in line
+
+
 def test_names_are_counted_in_bytes(folder, capsys):
   (folder / "in" / "a.jpg").rename(folder / "in" / ("写" * 83 + ".jpg"))
   assert run(folder, "--name", "{stem}_large") == 2

@@ -1,6 +1,5 @@
 """Reads the tensors of PyTorch checkpoints and safetensors files, one at a time, running no code of the file."""
 
-import hashlib
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -8,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from stablesr_jax import files
 from stablesr_jax.checkpoints.ncnn import NcnnFile, param_file
 from stablesr_jax.checkpoints.torch_file import LEGACY_MAGIC, TorchFile
 from stablesr_jax.errors import UserError, first_line
@@ -123,8 +123,7 @@ def sha256(path: str | pathlib.Path) -> str:
   """The SHA-256 of a file, in hexadecimal. Raises UserError if there is no such file."""
   path = pathlib.Path(path)
   _check_is_file(path)
-  with open(path, "rb") as f:
-    return hashlib.file_digest(f, "sha256").hexdigest()
+  return files.sha256(path)
 
 
 def _check_is_file(path: pathlib.Path) -> None:

@@ -26,6 +26,7 @@ from stablesr_jax.inference.jobs import (
   SEED,
   Report,
   Summary,
+  job_size,
   model_identity,
   prepare,
   require_sensible,
@@ -34,7 +35,7 @@ from stablesr_jax.inference.jobs import (
   short_of_space,
 )
 from stablesr_jax.inference.manifest import Results
-from stablesr_jax.inference.plan import Existing, Found, Job, Plan, describe, find_jobs, image_size, make_plan
+from stablesr_jax.inference.plan import Existing, Found, Job, Plan, describe, find_jobs, make_plan
 from stablesr_jax.inference.processes import Outcome, Place, find_place, together
 from stablesr_jax.interrupts import end_now, interrupt
 
@@ -343,7 +344,7 @@ def _tell_plan(
 
   tiles = pixels = 0
   for job in plan.jobs:
-    line, size = f"{shown(job.source)} -> {shown(job.target)}", image_size(job)
+    line, size = f"{shown(job.source)} -> {shown(job.target)}", job_size(job)
     if size is None:
       print(f"{line}  size unknown")
       continue

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-_ORIENTATION = 0x0112
+ORIENTATION = 0x0112
 _X_DENSITY, _Y_DENSITY, _DENSITY_UNIT = 0x011A, 0x011B, 0x0128
 _INCH, _CENTIMETRE = 2, 3
 _EXIF_IFD, _GPS_IFD = 0x8769, 0x8825
@@ -38,12 +38,12 @@ def clean_exif(raw: bytes | None, tiff: bool = False) -> tuple[bytes | None, int
       tags = _descriptive(tags)
     if not tags:
       return None, 1
-    orientation = tags.get(_ORIENTATION)
+    orientation = tags.get(ORIENTATION)
     if orientation is None and not tiff:
       return raw, 1  # as it is: writing tags anew would move what makers' notes point to
     kept = Image.Exif()
     kept.load(tags.tobytes())
-    kept.pop(_ORIENTATION, None)
+    kept.pop(ORIENTATION, None)
     return (kept.tobytes() if kept else None), orientation if orientation and orientation in range(1, 9) else 1
   except Exception:
     return None, 1
@@ -150,7 +150,7 @@ def exif_to_write(
 def _descriptive(tags: Image.Exif) -> Image.Exif:
   """The tags of a TIFF file that describe the picture, and its orientation."""
   kept = Image.Exif()
-  for tag in (*_DESCRIPTIVE_TAGS, _ORIENTATION):
+  for tag in (*_DESCRIPTIVE_TAGS, ORIENTATION):
     if tag in tags:
       kept[tag] = tags[tag]
   for ifd in (_EXIF_IFD, _GPS_IFD):

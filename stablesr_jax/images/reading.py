@@ -1,6 +1,5 @@
 """Reads picture files: the right pixels, or one line that says why not."""
 
-import dataclasses
 import io
 import os
 import pathlib
@@ -38,11 +37,7 @@ def read_image(path: str | pathlib.Path) -> Picture:
     UserError: it is no picture, is damaged, has pixels of a kind that is not supported, values out of range, or more
       pixels than Pillow's guard allows (twice `PIL.Image.MAX_IMAGE_PIXELS`).
   """
-  data = read_file(path)
-  picture, kind = decode_image(data, str(path)), sniff(data)
-  if kind is not None and kind.format == "JPEG" and (complaint := vips.jpeg_complaint(data)):
-    return dataclasses.replace(picture, notes=(*picture.notes, f"may be damaged ({complaint})"))
-  return picture
+  return decode_image(read_file(path), str(path), thorough=True)
 
 
 def read_file(path: str | pathlib.Path) -> bytes:
@@ -65,11 +60,13 @@ def read_file(path: str | pathlib.Path) -> bytes:
     raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def decode_image(data: bytes, name: str) -> Picture:
+def decode_image(data: bytes, name: str, *, thorough: bool = False) -> Picture:
   """The picture in an image file's bytes, as `read_image` has it.
 
   Args:
     name: What error messages call it.
+    thorough: Whether a JPEG is decoded a second time to find out if it is damaged, which is then among the notes: most
+      damaged ones are decoded without a word.
 
   Raises:
     UserError: as `read_image`.
@@ -82,6 +79,8 @@ def decode_image(data: bytes, name: str) -> Picture:
     raise UserError(f"{name}: {error}") from error
   try:
     pixels, info, notes = {"PNG": _png, "TIFF": _tiff}.get(format, _with_pillow)(data, format)
+    if thorough and format == "JPEG" and (complaint := vips.jpeg_complaint(data)):
+      notes.append(f"may be damaged ({complaint})")
     return _picture(pixels, info, notes, format)
   except Image.DecompressionBombError as error:
     raise UserError(f"{name}: {_too_large()}") from error
@@ -163,6 +162,24 @@ def _require_reasonable(width: int, height: int) -> None:
 def _too_large() -> str:
   limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
   return f"more than {limit} megapixels (raise PIL.Image.MAX_IMAGE_PIXELS to allow it)"
+
+
+def image_size(path: pathlib.Path) -> tuple[int, int] | None:
+  """The height and width of a picture as it is shown, from its file's header; None if that does not say."""
+  try:
+    format = require_readable(sniff(_head(path)))
+    with Image.open(path, formats=[format]) as image:
+      width, height = image.size
+      turned = image.getexif().get(metadata.ORIENTATION) in (5, 6, 7, 8)
+  except Exception:  # Decoders answer damaged files with errors of any kind. Why is told when it is read.
+    return None
+  return (width, height) if turned else (height, width)
+
+
+def _head(path: pathlib.Path) -> bytes:
+  """What `sniff` looks at."""
+  with path.open("rb") as file:
+    return file.read(4096)
 
 
 def list_images(folder: str | pathlib.Path, recursive: bool = True) -> list[pathlib.Path]:

@@ -31,6 +31,7 @@ from stablesr_jax.images import (
   Picture,
   decode_image,
   fill_transparent,
+  image_size,
   read_file,
   require_holds,
   resize_alpha,
@@ -46,7 +47,6 @@ from stablesr_jax.inference.plan import (
   describe,
   find_jobs,
   foreign,
-  image_size,
   make_plan,
   source_path,
 )
@@ -208,11 +208,16 @@ def short_of_space(jobs: Sequence[Job], scale: float) -> str:
   wanted = 0
   for job in jobs:
     with contextlib.suppress(UserError):  # beyond all reason: told when it is its turn
-      height, width = scaled_size(image_size(job) or (0, 0), scale)
+      height, width = scaled_size(job_size(job) or (0, 0), scale)
       wanted += 3 * height * width
   there = next(path for path in (jobs[0].target, *jobs[0].target.absolute().parents) if path.is_dir())
   free = shutil.disk_usage(there).free
   return f"{there}: {free / 1e9:.1f} GB are free, the results may need {wanted / 1e9:.1f}" if wanted > free else ""
+
+
+def job_size(job: Job) -> tuple[int, int] | None:
+  """The height and width of a job's picture, from its file's header; None if that does not say, or there is no file."""
+  return image_size(job.source) if job.content is None and job.source.is_file() else None
 
 
 def require_sensible(scale: float, group: int | None) -> None:
@@ -386,7 +391,7 @@ class _Desk:
         data = read_file(job.source)
       else:
         modified, data = 0, job.content
-      picture = decode_image(data, str(job.source))
+      picture = decode_image(data, str(job.source), thorough=True)
       require_holds(job.target, *scaled_size(picture.rgb.shape[:2], self._scale))
       picture = dataclasses.replace(picture, rgb=fill_transparent(picture.rgb, picture.alpha))
       return _Work(job, picture, claimed, Stamp(len(data), modified, hashlib.sha256(data).hexdigest()))
@@ -504,8 +509,9 @@ def _share(together: Sequence[_Work], seconds: float, model: "StableSR", scale: 
   for work in together:
     size = work.picture.rgb.shape[:2]
     work.tiles = count_tiles(model.manifest.architecture, size, scale=scale, sampling=sampling)
+  tiles = sum(work.tiles for work in together)
   for work in together:
-    work.seconds = seconds * work.tiles / sum(work.tiles for work in together)
+    work.seconds = seconds * work.tiles / tiles
 
 
 def _groups(

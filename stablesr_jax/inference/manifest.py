@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from stablesr_jax.errors import UserError
-from stablesr_jax.files import abandoned, lock, temporary_name
+from stablesr_jax.files import abandoned, lock, sha256, temporary_name
 
 FILE = ".stablesr.jsonl"
 # Raise it when the same input, model and settings give another result than before: all are then restored again.
@@ -58,12 +58,6 @@ def stamp(path: pathlib.Path) -> Stamp:
   """
   found = path.stat()
   return Stamp(found.st_size, found.st_mtime_ns, sha256(path))
-
-
-def sha256(path: pathlib.Path) -> str:
-  """The hash of a file's content, in hexadecimal digits."""
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

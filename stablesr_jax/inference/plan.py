@@ -10,8 +10,6 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
-from PIL import Image
-
 from stablesr_jax.errors import UserError
 from stablesr_jax.files import is_temporary
 from stablesr_jax.images import IMAGE_SUFFIXES, WRITABLE_SUFFIXES, Output
@@ -23,7 +21,6 @@ from stablesr_jax.inference.processes import Place
 # made again, somebody else's file is replaced. "error": no work, unless all that are there are current.
 Existing = Literal["update", "skip", "redo", "error"]
 
-_ORIENTATION = 0x0112
 _MOST_BYTES = 255  # of a file's name, where the system does not say
 
 
@@ -198,19 +195,6 @@ def _judge(job: Job, results: Results | None) -> Judgement:
     return results.judge(job.source, job.target)
   # The name was given for this result: it is nobody else's.
   return Judgement("stale") if job.target.is_file() else Judgement("absent")
-
-
-def image_size(job: Job) -> tuple[int, int] | None:
-  """The height and width of a picture as it is shown, from its file's header; None if that does not say."""
-  if job.content is not None or not job.source.is_file():
-    return None
-  try:
-    with Image.open(job.source) as image:
-      width, height = image.size
-      turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-  except Exception:  # Decoders answer damaged files with errors of any kind. Why is told when it is read.
-    return None
-  return (width, height) if turned else (height, width)
 
 
 def describe(counts: collections.Counter[str]) -> str:
