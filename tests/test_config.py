@@ -1,12 +1,11 @@
 import dataclasses
 import json
-import pathlib
 
 import pytest
 
 from stablesr_jax import config as configs
 from stablesr_jax.checkpoints.store import Manifest
-from stablesr_jax.cli import infer
+from stablesr_jax.cli.infer_arguments import Arguments, sampling_of
 from stablesr_jax.config import (
   AutoencoderConfig,
   DiffusionConfig,
@@ -108,11 +107,11 @@ def test_the_overlap_of_tiles():
 
 @pytest.mark.parametrize("size, own, overlap", [(32, None, 16), (32, 32, 16), (16, 16, 8), (64, 16, 16), (64, 32, 32)])
 def test_a_tile_size_is_enough(size, own, overlap):
-  arguments = infer.Arguments(pathlib.Path("photo.jpg"), pathlib.Path("restored.png"), tile_size=size)
-  assert infer._sampling(arguments, SamplingConfig(tile_size=72, tile_overlap=own)).overlap == overlap
+  arguments = Arguments("photo.jpg", "restored.png", tile_size=size)
+  assert sampling_of(arguments, SamplingConfig(tile_size=72, tile_overlap=own)).overlap == overlap
   explicit = dataclasses.replace(arguments, tile_overlap=size)
   with pytest.raises(UserError, match=f"^tile-overlap {size}: must be 0 to {size - 1}$"):
-    infer._sampling(explicit, SamplingConfig(tile_size=72, tile_overlap=own))
+    sampling_of(explicit, SamplingConfig(tile_size=72, tile_overlap=own))
 
 
 def test_the_null_prompt_is_as_long_as_the_text_encoders():

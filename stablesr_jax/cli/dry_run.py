@@ -1,0 +1,44 @@
+"""Tells what `infer.py` would do."""
+
+from typing import TYPE_CHECKING
+
+from stablesr_jax.cli.common import shown
+from stablesr_jax.errors import UserError
+from stablesr_jax.inference.jobs import job_size
+from stablesr_jax.inference.manifest import Results
+from stablesr_jax.inference.plan import Plan
+
+if TYPE_CHECKING:
+  from stablesr_jax.checkpoints.store import Manifest
+  from stablesr_jax.config import SamplingConfig
+
+
+def tell_plan(
+  plan: Plan, results: Results | None, manifest: "Manifest", *, scale: float, sampling: "SamplingConfig"
+) -> None:
+  """Tells on standard output which picture would become which file, of which size, and of how many tiles."""
+  from stablesr_jax.inference.pipeline import count_tiles, scaled_size
+
+  tiles = pixels = 0
+  for job in plan.jobs:
+    line, size = f"{shown(job.source)} -> {shown(job.target)}", job_size(job)
+    if size is None:
+      print(f"{line}  size unknown")
+      continue
+    try:
+      height, width = scaled_size(size, scale)
+      own = count_tiles(manifest.architecture, size, scale=scale, sampling=sampling)
+    except UserError as error:
+      print(f"{line}  {error}")
+      continue
+    tiles, pixels = tiles + own, pixels + height * width
+    print(f"{line}  {width}x{height}, {own} tile{'s' if own > 1 else ''}")
+  print(f"{len(plan.jobs)} to restore, {plan.current} as before: {pixels / 1e6:.1f} megapixels, {tiles} tiles", end="")
+  seconds = results and results.seconds_of_a_tile({job.target.parent for job in plan.jobs})
+  print(f", about {_duration(seconds * tiles)} at {seconds:.2g} s a tile as measured here" if seconds else "")
+
+
+def _duration(seconds: float) -> str:
+  if seconds < 120:
+    return f"{seconds:.0f} s"
+  return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

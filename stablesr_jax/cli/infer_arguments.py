@@ -1,0 +1,148 @@
+"""The arguments of `infer.py`, and what they stand for."""
+
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from stablesr_jax.errors import UserError
+from stablesr_jax.images import Output
+from stablesr_jax.inference.jobs import SEED, require_sensible
+from stablesr_jax.inference.plan import Existing
+
+if TYPE_CHECKING:
+  from stablesr_jax.config import SamplingConfig
+
+
+def _own(metavar: str):
+  """A setting whose default the model brings along."""
+  return tyro.conf.arg(metavar=metavar, help_behavior_hint="(default: the model's)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+  """Enlarges and restores photographs. Settings that are not given are the model's own.
+
+      {prog} --input photo.jpg --output restored.png
+      {prog} --input photo.jpg --output restored.png --model models/stablesr_512
+
+  A folder is restored with all the folders in it, into the same tree under --output. What is there and as it is
+  wanted is left alone, so a run that was stopped goes on where it was.
+  """
+
+  input: Annotated[str, tyro.conf.arg(metavar="FILE|FOLDER|-")]
+  """the picture to restore, or a folder of pictures; - reads a picture from standard input"""
+  output: Annotated[str, tyro.conf.arg(metavar="FILE|FOLDER|-")]
+  """the file to write (.png, .jpg, .webp, .tif, .avif), or a folder, where pictures become .png; - writes a PNG to
+  standard output"""
+  model: Annotated[
+    pathlib.Path | None,
+    tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: the small one that ships with the package)"),
+  ] = None
+  """the model folder, made by convert_weights.py or train.py"""
+  scale: float = 4.0
+  """how much larger the sides become"""
+  sampler: Annotated[Literal["ddpm", "ddim"] | None, _own("ddpm|ddim")] = None
+  """the sampler: ddpm (the paper's) or ddim, for few steps"""
+  steps: Annotated[int | None, _own("N")] = None
+  """number of denoising steps: 200 in the paper, 4 for Turbo weights, 1 for models trained to need no more"""
+  start_step: Annotated[int | None, _own("T")] = None
+  """timestep of the noised input that sampling starts from, 1 to 999 (the paper's); lower keeps more of the input"""
+  start_noise: Annotated[float | None, _own("S")] = None
+  """factor of the noise in that input: 1 is the paper's, 0 starts from the input itself"""
+  eta: Annotated[float | None, _own("ETA")] = None
+  """amount of noise in DDIM's steps, 0 (deterministic) to 1"""
+  seed: int = SEED
+  """seed of the noise; a picture's result depends on it and the picture's file name alone"""
+  fidelity_weight: Annotated[float | None, _own("W")] = None
+  """CFW's w: 0 is most generative, 1 keeps closest to the input"""
+  color_fix: Annotated[Literal["adain", "wavelet", "none"] | None, _own("adain|wavelet|none")] = None
+  """how colours are held to the input's"""
+  tile_size: Annotated[int | None, _own("N")] = None
+  """side of a diffusion tile in latent pixels; one is 8 pixels of the result, 4 with the model that ships"""
+  tile_overlap: Annotated[int | None, _own("N")] = None
+  """overlap of neighbouring tiles, in latent pixels"""
+  tile_batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+  """number of tiles in one call of the network; default: 1 on CPU, up to 32 on each accelerator"""
+  autoencoder_tile: int = 1024
+  """side in pixels of the largest square that a device's autoencoder takes whole; less needs less memory"""
+  prompt: Annotated[str | None, _own("TEXT")] = None
+  """text that describes the picture"""
+  negative_prompt: Annotated[str | None, _own("TEXT")] = None
+  """text that describes what it should not be; needs --guidance-scale above 1"""
+  guidance_scale: Annotated[float | None, _own("S")] = None
+  """strength of the prompts; 1 is no guidance, 7 the published script's with prompts"""
+  precision: Literal["auto", "float32", "bfloat16"] = "auto"
+  """dtype of the computation, float32 with all its bits everywhere; auto: float32 on CPU, bfloat16 on GPU and TPU"""
+  group: Annotated[str, tyro.conf.arg(metavar="auto|N")] = "auto"
+  """number of a folder's pictures that are restored together; auto: as many as fill the devices, on a CPU one"""
+  format: Annotated[Literal["png", "jpg", "webp", "tif", "avif"] | None, tyro.conf.arg(metavar="FORMAT")] = None
+  """format of a folder's results: png (the default), jpg, webp, tif or avif; of a file, its suffix says it"""
+  bits: Literal["auto", "8", "16"] = "auto"
+  """bits of each channel; 16 in PNG and TIFF; auto: 16 if the input has them and the format can"""
+  quality: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+  """quality of JPEG, WebP and AVIF, 1 to 100; default: 95, of AVIF 90"""
+  name: Annotated[str, tyro.conf.arg(metavar="PATTERN")] = "{stem}"
+  """pattern of results' names, of {stem}, {name}, {scale} and {model}"""
+  strip_metadata: bool = False
+  """leave out EXIF, XMP, density and the record of the settings; the colour profile stays"""
+  no_record: bool = False
+  """do not write the settings used into the result"""
+  existing: Existing = "update"
+  """results that are there: update restores those again whose input or settings differ and replaces no file of
+  somebody else's, skip leaves all, redo restores and replaces all, error stops unless all are as wanted"""
+  dry_run: bool = False
+  """tell what would be done, and do nothing"""
+  processes: int | None = None
+  """number of processes that restore a folder together; Slurm, Open MPI and TPU pods tell it"""
+  process: int | None = None
+  """which of them this one is, from 0"""
+  compile_cache: Annotated[str, tyro.conf.arg(metavar="auto|off|FOLDER")] = "auto"
+  """where compiled programs are kept from run to run; auto: the user's cache directory"""
+
+
+def output_of(arguments: Arguments) -> Output:
+  """How results are written."""
+  a = arguments
+  bits = "auto" if a.bits == "auto" else 16 if a.bits == "16" else 8
+  return Output(a.format, bits, a.quality, metadata=not a.strip_metadata, record=not a.no_record, name=a.name)
+
+
+def namer(arguments: Arguments, output: Output) -> Callable[[str, str], str]:
+  """Gives results' names."""
+  model = ""
+  if "{model}" in arguments.name:
+    from stablesr_jax.checkpoints.store import EMBEDDED, read_manifest
+
+    model = read_manifest(arguments.model or EMBEDDED).name
+  return functools.partial(output.file_name, scale=arguments.scale, model=model)
+
+
+def sampling_of(arguments: Arguments, defaults: "SamplingConfig") -> "SamplingConfig":
+  """The model's sampling settings with those of the command line in their place."""
+  size, overlap = arguments.tile_size, arguments.tile_overlap
+  if size is not None and overlap is None and defaults.tile_overlap is not None and defaults.tile_overlap >= size:
+    defaults = dataclasses.replace(defaults, tile_overlap=None)  # the model's own is for larger tiles
+  given = {f.name: getattr(arguments, f.name, None) for f in dataclasses.fields(defaults)}
+  return dataclasses.replace(defaults, **{name: value for name, value in given.items() if value is not None})
+
+
+def check(arguments: Arguments) -> None:
+  """Raises UserError for numbers that no model can work with, before any picture is read."""
+  a = arguments
+  require_sensible(a.scale, None)
+  for ok, message in (
+    (0 <= a.seed < 2**32, f"seed {a.seed}: must be 0 to {2**32 - 1}"),
+    (a.tile_batch is None or a.tile_batch >= 1, f"tile-batch {a.tile_batch}: must be at least 1"),
+    (a.group == "auto" or (a.group.isdecimal() and int(a.group) >= 1), f"group {a.group}: must be auto or at least 1"),
+    (a.autoencoder_tile >= 64, f"autoencoder-tile {a.autoencoder_tile}: must be at least 64 pixels"),
+  ):
+    if not ok:
+      raise UserError(message)
+  for name, value in dataclasses.asdict(a).items():
+    if isinstance(value, float) and not math.isfinite(value):
+      raise UserError(f"{name.replace('_', '-')} {value}: must be a finite number")
