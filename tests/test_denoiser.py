@@ -15,7 +15,7 @@ from stablesr_jax.inference.tiling import Sheet
 from stablesr_jax.parallel import data_mesh
 from tests import micro
 
-SHEET = Sheet.of([(24, 24)], [(24, 24)], 16, 8)  # four tiles on (32, 32)
+SHEET = Sheet.of([(24, 24)], [(24, 24)], (16, 16), 8)  # four tiles on (32, 32)
 STEPS = samplers.plan(micro.MODEL.diffusion, dataclasses.replace(micro.SAMPLING, steps=4))
 
 
@@ -50,7 +50,7 @@ def test_a_step_is_two_dispatches_for_each_batch(monkeypatch, tile_batch, batche
 )
 def test_batches_are_powers_of_two_and_mostly_filled(monkeypatch, tiles, sizes):
   monkeypatch.setattr(denoiser, "free_memory", lambda mesh: np.inf)
-  sheet = Sheet.of([(16, 8 + 8 * tiles)], [(16, 8 + 8 * tiles)], 16, 8)
+  sheet = Sheet.of([(16, 8 + 8 * tiles)], [(16, 8 + 8 * tiles)], (16, 16), 8)
   assert len(sheet.starts) == tiles
   found = make(platform="gpu").batches(sheet)
   assert [len(batch.starts) for batch in found] == sizes
@@ -61,11 +61,11 @@ def test_batches_are_powers_of_two_and_mostly_filled(monkeypatch, tiles, sizes):
 def test_little_memory_makes_small_batches(monkeypatch):
   need = 32 * 16**2 * micro.UNET.channels * 4
   monkeypatch.setattr(denoiser, "free_memory", lambda mesh: 2 * 5 * need)
-  assert make(platform="gpu").most_tiles(16) == 4
+  assert make(platform="gpu").most_tiles(16**2) == 4
   monkeypatch.setattr(denoiser, "free_memory", lambda mesh: 0)
-  assert make(platform="gpu").most_tiles(16) == 1
-  assert make(platform="cpu").most_tiles(16) == 1
-  assert make(3, platform="gpu").most_tiles(16) == 3
+  assert make(platform="gpu").most_tiles(16**2) == 1
+  assert make(platform="cpu").most_tiles(16**2) == 1
+  assert make(3, platform="gpu").most_tiles(16**2) == 3
 
 
 def test_progress_is_told_when_the_step_after_it_is_running(monkeypatch):

@@ -70,7 +70,7 @@ def test_floats_in_company_are_those_alone(model):
 
 def test_a_group_is_as_many_as_fill_the_devices(model, folder, monkeypatch):
   told = Told()
-  monkeypatch.setattr(model.denoiser, "most_tiles", lambda tile: 12)
+  monkeypatch.setattr(model.denoiser, "most_tiles", lambda area: 12)
   restore_folder(model, folder / "in", folder / "out", report=told)
   # Canvases of 16x16 and 16x18 latent pixels have 1 and 2 tiles of 16 with an overlap of 8, 20x31 has 6, 18x32 as many.
   assert [len(names) for names, _ in told.groups] == [4, 1]

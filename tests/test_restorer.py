@@ -19,10 +19,13 @@ from tests.micro import SAMPLING, photograph
 def test_sizes_and_scales_share_one_program(monkeypatch):
   model, traces, denoise = micro.restorer(tile_batch=4), [], UNet.denoise
   monkeypatch.setattr(UNet, "denoise", lambda *args: traces.append(None) or denoise(*args))
-  for height, width, scale in ((16, 16, 4), (9, 40, 3.3), (16, 16, 2), (40, 40, 0.6)):
+  for height, width, scale in ((16, 16, 4), (11, 40, 3.3), (16, 16, 2), (40, 40, 0.6), (1, 1, 4)):
     result = model.upscale(photograph(height, width), scale=scale)
     assert result.shape == (round(height * scale), round(width * scale), 3) and result.dtype == np.uint8
   assert len(traces) == 1
+  for height, width in ((3, 100), (5, 300)):  # narrow ones share another
+    assert model.upscale(photograph(height, width)).shape == (4 * height, 4 * width, 3)
+  assert len(traces) == 2
 
 
 def test_the_result_keeps_the_low_frequencies_of_the_input(model):

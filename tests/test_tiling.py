@@ -35,21 +35,48 @@ def test_bad_geometry():
     tiling.offsets(100, 64, 64)
 
 
+@pytest.mark.parametrize(
+  "canvas, expected",
+  [
+    ((64, 64), (64, 64)),
+    ((40, 1000), (64, 64)),
+    ((3, 64), (64, 64)),  # one tile has it whole
+    ((32, 65), (32, 128)),
+    ((65, 32), (128, 32)),
+    ((33, 500), (64, 64)),
+    ((3, 100), (32, 128)),  # the squarest of those that have it in one tile
+    ((3, 300), (8, 512)),
+    ((2000, 3), (512, 8)),
+    ((12, 300), (16, 256)),
+  ],
+)
+def test_narrow_canvases_have_narrow_tiles_of_as_many_pixels(canvas, expected):
+  assert tiling.tile_sides(canvas, 64, 32) == expected
+
+
+def test_sides_of_tiles_are_those_that_the_networks_take():
+  for tile in range(8, 136, 8):
+    for short in range(1, 2 * tile):
+      height, width = tiling.tile_sides((short, 20 * tile), tile, tile // 2)
+      assert height % 8 == width % 8 == 0 and height * width <= tile**2 and min(height, width) >= min(short, tile)
+      assert short <= tile // 2 or (height, width) == (tile, tile)
+
+
 def aggregate(tiles, sheet):
   used = np.ones(len(tiles), bool)
   total = jnp.zeros((*sheet.shape, tiles.shape[-1]))
-  return tiling.collect(total, tiles, sheet.starts, used, tiling.gaussian_weights(sheet.tile)) / sheet.weights
+  return tiling.collect(total, tiles, sheet.starts, used, tiling.gaussian_weights(*sheet.tile)) / sheet.weights
 
 
 def test_aggregating_what_was_split_gives_the_canvases_back():
   """Two canvases, the first with space to spare."""
   canvases = [jax.random.normal(jax.random.key(k), (1, *shape, 4)) for k, shape in enumerate([(24, 48), (16, 24)])]
-  sheet = tiling.Sheet.of([(22, 40), (16, 24)], [(24, 48), (16, 24)], 16, 8)
+  sheet = tiling.Sheet.of([(22, 40), (16, 24)], [(24, 48), (16, 24)], (16, 16), 8)
   assert sheet.shape == (64, 64) and sheet.tops == (0, 24)
   laid = jnp.zeros((*sheet.shape, 4))
   for canvas, top in zip(canvases, sheet.tops, strict=True):
     laid = tiling.lay(laid, canvas, [top])
-  tiles = tiling.split(laid, sheet.starts, 16)
+  tiles = tiling.split(laid, sheet.starts, (16, 16))
   assert tiles.shape == (2 * 4 + 2, 16, 16, 4)
   joined = aggregate(tiles, sheet)
   np.testing.assert_allclose(sheet.take(joined, 0, 1, (24, 48))[0, :22, :40], canvases[0][0, :22, :40], atol=1e-5)

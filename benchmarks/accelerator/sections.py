@@ -196,7 +196,7 @@ def guidance(run: Run) -> None:
       for scale in (1.0, 3.0):
         prompts = jnp.stack([params[NULL_PROMPT]] * (1 if scale == 1 else 2))
         conditions = denoiser.condition(prompts, scale)
-        sheet = Sheet.of([(16, 16)], [(16, 16)], 16, 8)
+        sheet = Sheet.of([(16, 16)], [(16, 16)], (16, 16), 8)
         results.append(denoiser.sample(draw(0), draw(1), sheet, jax.tree_util.Partial(draw), steps, conditions))
       plain, guided = results
       difference = float(jnp.abs(guided - plain).max() / jnp.sqrt(jnp.square(plain).mean()))

@@ -141,7 +141,7 @@ class Denoiser:
     """
     # Canvas-sized work is replicated: it is little, and every device then has what its tiles need.
     x, lr, noise, weights, norm, batches = jax.device_put(
-      (x, lr, noise, tiling.gaussian_weights(sheet.tile), sheet.weights, self.batches(sheet)), replicated(self._mesh)
+      (x, lr, noise, tiling.gaussian_weights(*sheet.tile), sheet.weights, self.batches(sheet)), replicated(self._mesh)
     )
     count = len(steps.timesteps)
     lr_tiles = [_split(lr, batch.starts, tile=sheet.tile) for batch in batches]
@@ -169,27 +169,27 @@ class Denoiser:
   def batches(self, sheet: Sheet) -> list[Batch]:
     """The tiles of a sheet in batches of few sizes, the last one filled up with copies of its last tile."""
     found, first = [], 0
-    for size in self._sizes(len(sheet.starts), sheet.tile):
+    for size in self._sizes(len(sheet.starts), math.prod(sheet.tile)):
       starts = sheet.starts[first : first + size]
       filled = np.concatenate([starts, np.repeat(starts[-1:], size - len(starts), axis=0)])
       found.append(Batch(filled, np.arange(size) < len(starts)))
       first += size
     return found
 
-  def most_tiles(self, tile: int) -> int:
-    """How many tiles of this side the network takes in one call, as far as the devices' memory allows."""
+  def most_tiles(self, area: int) -> int:
+    """How many tiles of so many latent pixels the network takes in one call, as far as the devices' memory allows."""
     if self._tile_batch:
       return self._tile_batch
     if self._compute.platform == "cpu":
       return self._mesh.size * _TILES_PER_CPU
     assert self._config.unet is not None
-    need = _ARRAYS_OF_A_TILE * tile**2 * self._config.unet.channels * self._compute.jax_dtype.itemsize
+    need = _ARRAYS_OF_A_TILE * area * self._config.unet.channels * self._compute.jax_dtype.itemsize
     affordable = min(max(free_memory(self._mesh) / 2 / need, 1), _TILES_PER_DEVICE)
     return self._mesh.size * 2 ** int(math.log2(affordable))
 
-  def _sizes(self, tiles: int, tile: int) -> list[int]:
+  def _sizes(self, tiles: int, area: int) -> list[int]:
     """Powers of two tiles for each device: the largest, and for the rest few calls that are mostly filled."""
-    most, devices = self.most_tiles(tile), self._mesh.size
+    most, devices = self.most_tiles(area), self._mesh.size
     if self._tile_batch:
       return [most] * -(-tiles // most)
     sizes = [most] * (tiles // most)
@@ -204,7 +204,7 @@ class Denoiser:
 
 
 @jax.jit(static_argnames="tile")
-def _split(sheet: jax.Array, starts: jax.Array, *, tile: int) -> jax.Array:
+def _split(sheet: jax.Array, starts: jax.Array, *, tile: tuple[int, int]) -> jax.Array:
   return tiling.split(sheet, starts, tile)
 
 
@@ -213,7 +213,7 @@ def _next_batch(
   total: jax.Array, x: jax.Array, prediction: jax.Array, batch: Batch, following: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Adds a batch's prediction to the step's sum, and cuts out the tiles of the batch after it."""
-  return tiling.collect(total, prediction, *batch, weights), tiling.split(x, following, len(weights))
+  return tiling.collect(total, prediction, *batch, weights), tiling.split(x, following, weights.shape)
 
 
 @jax.jit(donate_argnums=(0, 1))
@@ -236,4 +236,4 @@ def _next_step(
   """
   total = tiling.collect(total, prediction, *batch, weights)
   x = step(x, total / norm, noise(number), coefficients)
-  return x, jnp.zeros_like(total), tiling.split(x, first, len(weights)), x[0, 0, 0]
+  return x, jnp.zeros_like(total), tiling.split(x, first, weights.shape), x[0, 0, 0]

@@ -60,11 +60,11 @@ def resize(
 
 
 def reflect(picture: Float[Array, "h w c"], sides: Int[Array | np.ndarray, "2"]) -> Float[Array, "h w c"]:
-  """Fills the frame beyond the bottom and the right with the picture's reflection, as far as that goes."""
+  """Fills the frame beyond the bottom and the right with the picture's reflection, to and fro where that is short."""
   for axis in (0, 1):
-    index = jnp.arange(picture.shape[axis])
-    mirrored = jnp.where(index < sides[axis], index, jnp.maximum(2 * (sides[axis] - 1) - index, 0))
-    picture = jnp.take(picture, mirrored, axis=axis)
+    last = sides[axis] - 1
+    index = jnp.arange(picture.shape[axis]) % jnp.maximum(2 * last, 1)
+    picture = jnp.take(picture, jnp.where(index <= last, index, 2 * last - index), axis=axis)
   return picture
 
 

@@ -20,7 +20,7 @@ from stablesr_jax.files import abandoned, lock, sha256, temporary_name
 
 FILE = ".stablesr.jsonl"
 # Raise it when the same input, model and settings give another result than before: all are then restored again.
-MEANING = 1
+MEANING = 2
 
 Settings = Mapping[str, Any]
 

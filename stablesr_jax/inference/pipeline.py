@@ -192,15 +192,32 @@ class StableSR:
       raise UserError(f"{len(images)} images, but {len(keys)} keys: must be as many")
     if not images:
       return []
-    plans = [self._plan(np.shape(image), scale, sampling.tile_size) for image in images]
+    plans = [self._plan(np.shape(image), scale, sampling) for image in images]
     images = [_require_floats(image) for image in images]
+    shapes = sorted({plan.tile for plan in plans})
+    results: dict[int, np.ndarray] = {}
+    for nth, shape in enumerate(shapes):
+      alike = {number: plan for number, plan in enumerate(plans) if plan.tile == shape}
+      told = progress and functools.partial(_tell_part, progress, nth, len(shapes))
+      results |= self._upscale_alike(alike, images, keys, sampling, told)
+    return [results[number] for number in range(len(images))]
+
+  def _upscale_alike(
+    self,
+    plans: "Mapping[int, _Plan]",
+    images: Sequence[np.ndarray],
+    keys: Sequence[Key[Array, ""]],
+    sampling: SamplingConfig,
+    progress: Progress | None,
+  ) -> dict[int, np.ndarray]:
+    """Restores those of the pictures that `plans` has the numbers of, whose tiles are of one shape."""
     bunches = self._bunches(plans)
     order = [number for bunch in bunches for number in bunch]
     f, channels = self.autoencoder.config.downsampling, self.autoencoder.config.latent_channels
     sheet = Sheet.of(
       [plans[number].latent_size for number in order],
       [plans[number].space(f) for number in order],
-      sampling.tile_size,
+      plans[order[0]].tile,
       sampling.overlap,
     )
     x, low = (jnp.zeros((*sheet.shape, channels)) for _ in range(2))
@@ -217,25 +234,26 @@ class StableSR:
     steps = samplers.plan(self.config.diffusion, sampling)
     conditions = self.denoiser.condition(self._embed(self._prompts_of(sampling)), sampling.guidance_scale)
     # As many keys as a power of two, so that few programs serve any number of pictures.
-    drawn = [keys[number] for number in order] + [keys[0]] * ((1 << (len(order) - 1).bit_length()) - len(order))
+    drawn = [keys[number] for number in order] + [keys[order[0]]] * ((1 << (len(order) - 1).bit_length()) - len(order))
     noise = frames.Noise(drawn, sheet.canvas, sheet.row, (sheet.shape[1], channels))
     x = self.denoiser.sample(
       x, low, sheet, jax.tree_util.Partial(_step_noise, noise), steps, conditions, progress=progress
     )
 
-    results, first = {}, 0
+    results: dict[int, np.ndarray] = {}
+    first = 0
     for bunch, (lr, padded, sides, features) in zip(bunches, encoded, strict=True):
       latents = sheet.take(x, first, len(bunch), plans[bunch[0]].space(f))
       decoded = self.autoencoder.decode(latents, padded, sides, features, sampling.fidelity_weight)
-      working = np.array([plans[number].working for number in bunch], np.int32)
-      finished = _finish(decoded, lr, working, color_fix=sampling.color_fix)
+      size = np.array([plans[number].size for number in bunch], np.int32)
+      finished = _finish(decoded, lr, size, color_fix=sampling.color_fix)
       for number, restored in zip(bunch, finished, strict=True):
         results[number] = plans[number].finish(restored)
         if not np.isfinite(results[number]).all():
           advice = "" if self._compute.dtype == "float32" else "; try float32 precision"
           raise UserError(f"the result has values that are not finite{advice}")
       first += len(bunch)
-    return [results[number] for number in range(len(images))]
+    return results
 
   def check(self, sampling: SamplingConfig) -> None:
     """Raises UserError if this model cannot do what the settings ask for."""
@@ -252,22 +270,22 @@ class StableSR:
     Together they are worth it until their tiles fill a call of the network; what the decoder needs of the encoder must
     fit into a part of the devices' memory.
     """
-    plans = [self._plan((*size, 3), scale, sampling.tile_size) for size in sizes]
+    plans = [self._plan((*size, 3), scale, sampling) for size in sizes]
     tiles = sum(plan.count_tiles(sampling) for plan in plans)
     kept = sum(plan.frame[0] * plan.frame[1] for plan in plans) * self.autoencoder.bytes_of_a_pixel
-    enough = tiles >= self.denoiser.most_tiles(sampling.tile_size)
+    enough = tiles >= self.denoiser.most_tiles(sampling.tile_size**2)
     return not enough and kept < _KEPT_FOR_DECODING * self._mesh.size * free_memory(self._mesh)
 
-  def _plan(self, shape: tuple[int, ...], scale: float, tile: int) -> "_Plan":
-    return _plan(shape, scale, tile, self.autoencoder.config.downsampling)
+  def _plan(self, shape: tuple[int, ...], scale: float, sampling: SamplingConfig) -> "_Plan":
+    return _plan(shape, scale, sampling, self.autoencoder.config.downsampling)
 
-  def _bunches(self, plans: "Sequence[_Plan]") -> list[list[int]]:
+  def _bunches(self, plans: "Mapping[int, _Plan]") -> list[list[int]]:
     """The pictures that go through the autoencoder together: of one frame, in numbers that are powers of two for each
     device, as many as the devices take. Where they are fewer than the devices, each goes alone. So it does on a CPU,
     which gains nothing from company."""
     devices, found = self._mesh.size, []
     alike: dict[tuple[int, int], list[int]] = {}
-    for number, plan in enumerate(plans):
+    for number, plan in plans.items():
       alike.setdefault(plan.frame, []).append(number)
     for frame, numbers in alike.items():
       most = 1 if self._compute.platform == "cpu" and devices == 1 else self.autoencoder.most(frame)
@@ -314,22 +332,18 @@ def count_tiles(config: ModelConfig, size: tuple[int, int], *, scale: float, sam
     UserError: The result is beyond all reason.
   """
   assert config.autoencoder is not None
-  return _plan((*size, 3), scale, sampling.tile_size, config.autoencoder.downsampling).count_tiles(sampling)
+  return _plan((*size, 3), scale, sampling, config.autoencoder.downsampling).count_tiles(sampling)
 
 
-def _plan(shape: tuple[int, ...], scale: float, tile: int, f: int) -> "_Plan":
+def _plan(shape: tuple[int, ...], scale: float, sampling: SamplingConfig, f: int) -> "_Plan":
   """The sizes that a picture of this shape goes through; `f` is the autoencoder's downsampling."""
   if len(shape) != 3 or shape[2] != 3 or 0 in shape:
     raise UserError(f"image of shape {shape}: expected (height, width, 3)")
   size = scaled_size((shape[0], shape[1]), scale)
-  working = size
-  # The shorter side has a tile at least.
-  if (factor := tile * f / min(size)) > 1:
-    working = (max(tile * f, round(size[0] * factor)), max(tile * f, round(size[1] * factor)))
-    if working[0] * working[1] > _MOST_PIXELS:
-      raise UserError(f"image of {shape[1]}x{shape[0]} pixels: too long for tiles of {tile} latent pixels")
-  latent_size = -(-working[0] // f), -(-working[1] // f)
-  return _Plan(size, working, latent_size, frames.around((f * latent_size[0], f * latent_size[1])))
+  covered = -(-size[0] // f), -(-size[1] // f)
+  tile = tiling.tile_sides(covered, sampling.tile_size, sampling.overlap)
+  latent_size = max(covered[0], tile[0]), max(covered[1], tile[1])
+  return _Plan(size, tile, latent_size, frames.around((f * latent_size[0], f * latent_size[1])))
 
 
 def _require_floats(image: np.ndarray) -> np.ndarray:
@@ -344,13 +358,13 @@ class _Plan(NamedTuple):
 
   Attributes:
     size: The result's height and width.
-    working: Those that it is restored at: the result's, or more where a side would be shorter than a tile.
-    latent_size: Its latent's.
+    tile: Those of its tiles, in latent pixels.
+    latent_size: Its latent's. Where it would be shorter than a tile, the picture is continued by its reflection.
     frame: Those of its frame, in pixels.
   """
 
   size: tuple[int, int]
-  working: tuple[int, int]
+  tile: tuple[int, int]
   latent_size: tuple[int, int]
   frame: tuple[int, int]
 
@@ -359,26 +373,23 @@ class _Plan(NamedTuple):
     return self.frame[0] // downsampling, self.frame[1] // downsampling
 
   def count_tiles(self, sampling: SamplingConfig) -> int:
-    return len(tiling.grid(*self.latent_size, sampling.tile_size, sampling.overlap))
+    return len(tiling.grid(self.latent_size, self.tile, sampling.overlap))
 
   def prepare(
     self, image: Float[np.ndarray, "h w 3"], downsampling: int
   ) -> tuple[Float[Array, "1 H W 3"], Float[Array, "1 H W 3"]]:
-    """The picture at its working size, in [0, 1]; and in [-1, 1], reflected to whole latent pixels."""
+    """The picture at the result's size, in [0, 1]; and in [-1, 1], continued by its reflection."""
     source = image.shape[0], image.shape[1]
     return _prepare(
       frames.put(image, frames.around(source)),
       np.array(source, np.int32),
-      np.array(self.working, np.int32),
+      np.array(self.size, np.int32),
       frame=self.frame,
-      way=_way(source, self.working),
+      way=_way(source, self.size),
     )
 
   def finish(self, restored: Float[Array, "H W 3"]) -> Float[np.ndarray, "_ _ 3"]:
-    """The picture without its frame, at the result's size."""
-    if self.working != self.size:
-      sizes = np.array([self.working, self.size], np.int32)
-      restored = frames.resize(restored, *sizes, frame=frames.around(self.size), way=_way(self.working, self.size))
+    """The picture without its frame."""
     return np.asarray(restored)[: self.size[0], : self.size[1]]
 
 
@@ -386,15 +397,20 @@ def _way(before: tuple[int, int], after: tuple[int, int]) -> Literal["enlarge", 
   return "shrink" if after[0] < before[0] or after[1] < before[1] else "enlarge"
 
 
+def _tell_part(progress: Progress, part: int, parts: int, done: int, steps: int) -> None:
+  """Tells of the steps of one of several parts as of steps of the whole."""
+  progress((part * steps + done) // parts, steps)
+
+
 # What is small is compiled in few programs: each costs a start of the process some 20 ms, whatever it does.
 
 
 @functools.partial(jax.jit, static_argnames=("frame", "way"))
 def _prepare(
-  image: jax.Array, source: jax.Array, working: jax.Array, *, frame: tuple[int, int], way: Literal["enlarge", "shrink"]
+  image: jax.Array, source: jax.Array, size: jax.Array, *, frame: tuple[int, int], way: Literal["enlarge", "shrink"]
 ) -> tuple[jax.Array, jax.Array]:
-  resized = frames.resize(image, source, working, frame=frame, way=way)
-  return resized[None], frames.reflect(resized * 2 - 1, working)[None]
+  resized = frames.resize(image, source, size, frame=frame, way=way)
+  return resized[None], frames.reflect(resized * 2 - 1, size)[None]
 
 
 def _joined(pictures: list[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.Array]:
@@ -437,7 +453,7 @@ def _step_noise(noise: frames.Noise, number: jax.Array) -> Float[Array, "h w c"]
 
 @functools.partial(jax.jit, static_argnames="color_fix")
 def _finish(
-  decoded: Float[Array, "b h w 3"], lr: Float[Array, "b h w 3"], working: Int[Array, "b 2"], *, color_fix: str
+  decoded: Float[Array, "b h w 3"], lr: Float[Array, "b h w 3"], size: Int[Array, "b 2"], *, color_fix: str
 ) -> Float[Array, "b h w 3"]:
   """The decoder's pictures in [0, 1], in the colours of `lr`."""
-  return jnp.clip(color.fix((decoded + 1) / 2, lr, color_fix, working), 0, 1)
+  return jnp.clip(color.fix((decoded + 1) / 2, lr, color_fix, size), 0, 1)

@@ -10,15 +10,20 @@ from jaxtyping import Array, Bool, Float, Int
 
 from stablesr_jax.inference import frames
 
+NARROWEST = 8
+"""The narrowest tile that the networks take, and what tiles' sides are multiples of, in latent pixels."""
+
 
 def offsets(size: int, tile: int, overlap: int) -> list[int]:
   """Where tiles start along one side, `tile - overlap` apart; the last one is moved back to end at the border.
 
   Raises:
-    ValueError: The side is shorter than a tile, or the overlap is not smaller than the tile.
+    ValueError: The side is shorter than a tile, or longer and the overlap is not smaller than the tile.
   """
   if size < tile:
     raise ValueError(f"a side of {size} is shorter than a tile of {tile}")
+  if size == tile:
+    return [0]
   if not 0 <= overlap < tile:
     raise ValueError(f"overlap {overlap} must be 0 to {tile - 1}")
   stride = tile - overlap
@@ -26,23 +31,41 @@ def offsets(size: int, tile: int, overlap: int) -> list[int]:
   return [min(i * stride, size - tile) for i in range(count)]
 
 
-def grid(height: int, width: int, tile: int, overlap: int) -> Int[np.ndarray, "t 2"]:
+def tile_sides(canvas: tuple[int, int], tile: int, overlap: int) -> tuple[int, int]:
+  """The height and width of the tiles of a canvas (height, width): `tile` both, but for narrow canvases.
+
+  In square tiles a narrow one would be mostly padding. Its tiles are narrow, too, and as much longer: of as many
+  pixels, so that they cost the same. Of those shapes that span its short side it is the one that needs the fewest
+  tiles, and of these the squarest.
+  """
+  short, long = sorted(canvas)
+  best, narrow = (tile, tile), tile
+  fewest = len(offsets(max(long, tile), tile, overlap))
+  while (narrow := narrow // 2 // NARROWEST * NARROWEST) >= max(short, NARROWEST):
+    length = tile**2 // narrow // NARROWEST * NARROWEST
+    count = len(offsets(max(long, length), length, overlap))
+    if count < fewest:
+      best, fewest = (narrow, length), count
+  return best if canvas[0] <= canvas[1] else (best[1], best[0])
+
+
+def grid(canvas: tuple[int, int], tile: tuple[int, int], overlap: int) -> Int[np.ndarray, "t 2"]:
   """The top and left of every tile, int32, row by row."""
-  rows, columns = offsets(height, tile, overlap), offsets(width, tile, overlap)
+  rows, columns = (offsets(size, side, overlap) for size, side in zip(canvas, tile, strict=True))
   return np.array([(y, x) for y in rows for x in columns], np.int32)
 
 
-def gaussian_weights(tile: int, variance: float = 0.01) -> Float[np.ndarray, "{tile} {tile}"]:
-  """A Gaussian of `variance` in units of the side squared, float32.
+def gaussian_weights(height: int, width: int, variance: float = 0.01) -> Float[np.ndarray, "{height} {width}"]:
+  """A Gaussian of `variance` in units of the sides squared, float32.
 
   Its middle is half a pixel low along y, as in the published weights.
   """
 
-  def profile(middle: float) -> np.ndarray:
-    distance = (np.arange(tile) - middle) / tile
+  def profile(side: int, middle: float) -> np.ndarray:
+    distance = (np.arange(side) - middle) / side
     return np.exp(-(distance**2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
 
-  return np.outer(profile(tile / 2), profile((tile - 1) / 2)).astype(np.float32)
+  return np.outer(profile(height, height / 2), profile(width, (width - 1) / 2)).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +73,7 @@ class Sheet:
   """Canvases of several pictures below each other in one array, of few shapes, so that one program moves them all.
 
   Attributes:
-    tile: The side of a tile.
+    tile: The height and width of a tile.
     shape: The height and width of the array.
     tops: The row where each canvas begins.
     canvas: For each row of the array the number of the canvas that it belongs to.
@@ -59,7 +82,7 @@ class Sheet:
     weights: The sum of the tiles' weights at every pixel, (*shape, 1); 1 where no tile lies.
   """
 
-  tile: int
+  tile: tuple[int, int]
   shape: tuple[int, int]
   tops: tuple[int, ...]
   canvas: Int[np.ndarray, " h"]
@@ -68,7 +91,13 @@ class Sheet:
   weights: Float[np.ndarray, "h w 1"]
 
   @classmethod
-  def of(cls, sizes: Sequence[tuple[int, int]], spaces: Sequence[tuple[int, int]], tile: int, overlap: int) -> "Sheet":
+  def of(
+    cls,
+    sizes: Sequence[tuple[int, int]],
+    spaces: Sequence[tuple[int, int]],
+    tile: tuple[int, int],
+    overlap: int,
+  ) -> "Sheet":
     """A sheet for canvases of `sizes` (height, width), each in an array of its own of the size in `spaces`.
 
     Raises:
@@ -79,10 +108,11 @@ class Sheet:
     sides = sum(heights), max(width for _, width in spaces)
     shape = 1 << (sides[0] - 1).bit_length(), 1 << (sides[1] - 1).bit_length()
     tops = np.cumsum([0, *heights[:-1]])
-    grids = [grid(*size, tile, overlap) + np.array([top, 0], np.int32) for size, top in zip(sizes, tops, strict=True)]
+    grids = [grid(size, tile, overlap) + np.array([top, 0], np.int32) for size, top in zip(sizes, tops, strict=True)]
     starts, weights = np.concatenate(grids), np.zeros((*shape, 1), np.float32)
+    of_tile = gaussian_weights(*tile)
     for y, x in starts:
-      weights[y : y + tile, x : x + tile, 0] += gaussian_weights(tile)
+      weights[y : y + tile[0], x : x + tile[1], 0] += of_tile
     canvas = np.minimum(np.searchsorted(np.cumsum(heights), np.arange(shape[0]), side="right"), len(heights) - 1)
     row = np.arange(shape[0]) - tops[canvas]
     return cls(
@@ -98,18 +128,18 @@ class Sheet:
 
 
 def split(
-  canvas: Float[Array, "h w c"], starts: Int[Array | np.ndarray, "t 2"], tile: int
-) -> Float[Array, "t {tile} {tile} c"]:
+  canvas: Float[Array, "h w c"], starts: Int[Array | np.ndarray, "t 2"], tile: tuple[int, int]
+) -> Float[Array, "t {tile[0]} {tile[1]} c"]:
   """The tiles of a canvas whose top and left are `starts`."""
-  return jax.vmap(lambda start: jax.lax.dynamic_slice(canvas, (*start, 0), (tile, tile, canvas.shape[-1])))(starts)
+  return jax.vmap(lambda start: jax.lax.dynamic_slice(canvas, (*start, 0), (*tile, canvas.shape[-1])))(starts)
 
 
 def collect(
   total: Float[Array, "h w c"],
-  tiles: Float[Array, "t s s c"],
+  tiles: Float[Array, "t y x c"],
   starts: Int[Array | np.ndarray, "t 2"],
   used: Bool[Array | np.ndarray, " t"],
-  weights: Float[Array | np.ndarray, "s s"],
+  weights: Float[Array | np.ndarray, "y x"],
 ) -> Float[Array, "h w c"]:
   """Adds tiles, weighted, to the sum of those before them.
 

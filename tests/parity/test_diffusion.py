@@ -109,7 +109,7 @@ def test_aggregation_sampling(denoiser):
   steps = samplers.ddpm(DiffusionConfig(), schedule.respaced_timesteps(int(data["steps"])))
   x, lr = nhwc(data["x_T"]), nhwc(data["lr_latent"])
   size = x.shape[1:3]
-  sheet = tiling.Sheet.of([size], [size], int(data["tile"]), int(data["overlap"]))
+  sheet = tiling.Sheet.of([size], [size], (int(data["tile"]),) * 2, int(data["overlap"]))
   on_sheet = lambda canvas: tiling.lay(jnp.zeros((*sheet.shape, canvas.shape[-1])), jnp.asarray(canvas), sheet.tops)
   noise = Given(jnp.stack([on_sheet(nhwc(data[f"noise_{i}"])) for i in range(len(steps.timesteps))]))
   conditions = condition(denoiser(batch), data)
@@ -120,5 +120,5 @@ def test_aggregation_sampling(denoiser):
 def test_tile_weights():
   data = load("small_canvas_ddpm")
   for key in (k for k in data if k.startswith("weights")):
-    weights = tiling.gaussian_weights(len(data[key]))
+    weights = tiling.gaussian_weights(*data[key].shape)
     np.testing.assert_allclose(weights, data[key], rtol=1e-6, atol=1e-7 * data[key].max())
