@@ -213,7 +213,8 @@ def _next_batch(
   total: jax.Array, x: jax.Array, prediction: jax.Array, batch: Batch, following: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Adds a batch's prediction to the step's sum, and cuts out the tiles of the batch after it."""
-  return tiling.collect(total, prediction, *batch, weights), tiling.split(x, following, weights.shape)
+  tile = weights.shape[0], weights.shape[1]
+  return tiling.collect(total, prediction, *batch, weights), tiling.split(x, following, tile)
 
 
 @jax.jit(donate_argnums=(0, 1))
@@ -234,6 +235,7 @@ def _next_step(
   Returns:
     The canvases, the next step's empty sum, the tiles that begin at `first`, and something to wait for.
   """
+  tile = weights.shape[0], weights.shape[1]
   total = tiling.collect(total, prediction, *batch, weights)
   x = step(x, total / norm, noise(number), coefficients)
-  return x, jnp.zeros_like(total), tiling.split(x, first, weights.shape), x[0, 0, 0]
+  return x, jnp.zeros_like(total), tiling.split(x, first, tile), x[0, 0, 0]
