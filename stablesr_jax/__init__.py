@@ -5,16 +5,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
   from stablesr_jax.config import ComputeConfig, ModelConfig, SamplingConfig
+  from stablesr_jax.inference.output_size import OutputSize
   from stablesr_jax.inference.pipeline import StableSR
 
 __version__ = "0.2.0"
 
-__all__ = ["ComputeConfig", "ModelConfig", "SamplingConfig", "StableSR", "__version__"]
+__all__ = ["ComputeConfig", "ModelConfig", "OutputSize", "SamplingConfig", "StableSR", "__version__"]
 
 
 _MODULES = {
   "ComputeConfig": "stablesr_jax.config",
   "ModelConfig": "stablesr_jax.config",
+  "OutputSize": "stablesr_jax.inference.output_size",
   "SamplingConfig": "stablesr_jax.config",
   "StableSR": "stablesr_jax.inference.pipeline",
 }

@@ -18,7 +18,7 @@ class Bicubic(Stub):
   def upscale_batch(self, images, *, scale, keys, sampling, progress):
     def enlarge(image):
       planes = [Image.fromarray(np.ascontiguousarray(image[..., c])) for c in range(3)]
-      size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+      size = scale.of(image.shape[:2])[::-1]
       return np.stack([np.asarray(p.resize(size, Image.Resampling.BICUBIC)) for p in planes], axis=2).clip(0, 1)
 
     return [enlarge(image) for image in images]

@@ -17,9 +17,9 @@ from tests.micro import photograph
 
 
 def test_frames_grow_by_half_at_most():
-  lengths = sorted({frames.length(size, 64) for size in range(1, 4097)})
-  assert lengths == [64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096]
-  assert all(frames.length(size, 64) == size for size in lengths)
+  lengths = sorted({frames.length(size, frames.SMALLEST) for size in range(1, 4097)})
+  assert lengths == [32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096]
+  assert all(frames.length(size, frames.SMALLEST) == size for size in lengths)
   assert frames.around((65, 512)) == (96, 512)
 
 

@@ -17,7 +17,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 from PIL import Image, ImageCms
 
-from stablesr_jax import SamplingConfig, StableSR, files
+from stablesr_jax import OutputSize, SamplingConfig, StableSR, files
 from stablesr_jax.checkpoints.store import NULL_PROMPT, load_params, read_manifest
 from stablesr_jax.cli import convert, infer
 from stablesr_jax.inference import manifest
@@ -122,7 +122,7 @@ def test_the_suffix_chooses_the_format(run, calls, tmp_path, suffix):
 
 def test_what_is_not_given_is_the_models(run, calls, tmp_path):
   assert run(save(tmp_path / "photo.png"), tmp_path / "out.png") == 0
-  assert calls[0]["sampling"] == SAMPLING and calls[0]["scale"] == 4
+  assert calls[0]["sampling"] == SAMPLING and calls[0]["scale"] == OutputSize(scale=4)
 
 
 def test_every_option_arrives(run, calls, tmp_path, monkeypatch):
@@ -150,7 +150,7 @@ def test_every_option_arrives(run, calls, tmp_path, monkeypatch):
   others = ["--scale", 2.5, "--tile-batch", 3, "--autoencoder-tile", 256, "--precision", "bfloat16", "--seed", 7]
   assert run(save(tmp_path / "photo.png"), tmp_path / "out.png", *options, *others) == 0
   [call] = calls
-  assert call["sampling"] == wanted and call["scale"] == 2.5
+  assert call["sampling"] == wanted and call["scale"] == OutputSize(scale=2.5)
   [options] = loaded
   assert {"precision": "bfloat16", "tile_batch": 3, "autoencoder_tile": 256}.items() <= options.items()
   assert run(tmp_path / "photo.png", tmp_path / "out.png", "--seed", 8) == 0
@@ -351,8 +351,8 @@ def test_inputs_are_never_replaced(run, calls, tmp_path, capsys, source, target,
     ("photo.png", "out.png", ["--steps", 0], "steps 0: must be greater than or equal to 1"),
     ("photo.png", "out.png", ["--eta", 2], "eta 2.0: must be less than or equal to 1"),
     ("photo.png", "out.png", ["--tile-overlap", 16], "tile-overlap 16: must be 0 to 15"),
-    ("photo.png", "out.png", ["--scale", 0], "scale 0.0: must be a positive number"),
-    ("photo.png", "out.png", ["--scale", "nan"], "scale nan: must be a positive number"),
+    ("photo.png", "out.png", ["--scale", 0], "scale 0.0: must be greater than 0"),
+    ("photo.png", "out.png", ["--scale", "nan"], "scale nan: must be a finite number"),
     ("photo.png", "out.png", ["--seed", 2**32], "seed 4294967296: must be 0 to 4294967295"),
     ("photo.png", "out.png", ["--tile-batch", 0], "tile-batch 0: must be at least 1"),
     ("photo.png", "out.png", ["--autoencoder-tile", 0], "autoencoder-tile 0: must be at least 64 pixels"),

@@ -6,6 +6,7 @@ from stablesr_jax.cli.common import shown
 from stablesr_jax.errors import UserError
 from stablesr_jax.inference.jobs import job_size
 from stablesr_jax.inference.manifest import Results
+from stablesr_jax.inference.output_size import OutputSize
 from stablesr_jax.inference.plan import Plan
 
 if TYPE_CHECKING:
@@ -14,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def tell_plan(
-  plan: Plan, results: Results | None, manifest: "Manifest", *, scale: float, sampling: "SamplingConfig"
+  plan: Plan, results: Results | None, manifest: "Manifest", *, scale: OutputSize, sampling: "SamplingConfig"
 ) -> None:
   """Tells on standard output which picture would become which file, of which size, and of how many tiles."""
-  from stablesr_jax.inference.pipeline import count_tiles, scaled_size
+  from stablesr_jax.inference.pipeline import count_tiles
 
   tiles = pixels = 0
   for job in plan.jobs:
@@ -26,7 +27,7 @@ def tell_plan(
       print(f"{line}  size unknown")
       continue
     try:
-      height, width = scaled_size(size, scale)
+      height, width = scale.of(size)
       own = count_tiles(manifest.architecture, size, scale=scale, sampling=sampling)
     except UserError as error:
       print(f"{line}  {error}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from stablesr_jax.cli.common import BAD_INPUT, parse, run, tell, warn
 from stablesr_jax.cli.console import OUT_OF_MEMORY, Console
 from stablesr_jax.cli.dry_run import tell_plan
-from stablesr_jax.cli.infer_arguments import Arguments, check, namer, output_of, sampling_of
+from stablesr_jax.cli.infer_arguments import Arguments, check, namer, output_of, sampling_of, size_of
 from stablesr_jax.cli.piped import is_piped, read_piped
 from stablesr_jax.errors import UserError
 from stablesr_jax.files import require_writable
@@ -126,11 +126,9 @@ def _restore(arguments: Arguments, found: Found, place: Place, prog: str) -> tup
   """Restores pictures; the exit code, and how it went."""
   several = pathlib.Path(arguments.input).is_dir()
   if not several and found.jobs[0].content is None:
-    from stablesr_jax.inference.pipeline import scaled_size
-
     # What is wrong with it, or its result's size, is told before a large model is loaded.
     size = read_image(found.jobs[0].source).rgb.shape[:2]
-    require_holds(found.jobs[0].target, *scaled_size(size, arguments.scale))
+    require_holds(found.jobs[0].target, *size_of(arguments).of(size))
 
   from stablesr_jax.checkpoints.store import EMBEDDED, read_manifest
 
@@ -141,7 +139,7 @@ def _restore(arguments: Arguments, found: Found, place: Place, prog: str) -> tup
   if found.recorded:
     model = model_identity(manifest, folder)
     results = Results(
-      settings(model, arguments.scale, arguments.seed, sampling, arguments.precision, output_of(arguments))
+      settings(model, size_of(arguments), arguments.seed, sampling, arguments.precision, output_of(arguments))
     )
   if not arguments.dry_run:
     prepare(found, place)
@@ -152,10 +150,10 @@ def _restore(arguments: Arguments, found: Found, place: Place, prog: str) -> tup
   for job, error in plan.refused:
     report.end(job, error)
   if arguments.dry_run:
-    tell_plan(plan, results, manifest, scale=arguments.scale, sampling=sampling)
+    tell_plan(plan, results, manifest, scale=size_of(arguments), sampling=sampling)
     summary = Summary((), ())
   elif plan.jobs:
-    if space := short_of_space(plan.jobs, arguments.scale):
+    if space := short_of_space(plan.jobs, size_of(arguments)):
       warn(prog, space)
     summary = _run(arguments, plan, results, manifest, sampling, report)
   else:
@@ -197,7 +195,7 @@ def _run(
     return run_jobs(
       model,
       plan.jobs,
-      scale=arguments.scale,
+      scale=size_of(arguments),
       seed=arguments.seed,
       sampling=sampling,
       results=results,

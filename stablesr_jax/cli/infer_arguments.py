@@ -11,7 +11,8 @@ import tyro
 
 from stablesr_jax.errors import UserError
 from stablesr_jax.images import Output
-from stablesr_jax.inference.jobs import SEED, require_sensible
+from stablesr_jax.inference.jobs import SEED
+from stablesr_jax.inference.output_size import OutputSize
 from stablesr_jax.inference.plan import Existing
 
 if TYPE_CHECKING:
@@ -44,8 +45,18 @@ class Arguments:
     tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: the small one that ships with the package)"),
   ] = None
   """the model folder, made by convert_weights.py or train.py"""
-  scale: float = 4.0
-  """how much larger the sides become"""
+  scale: Annotated[float | None, tyro.conf.arg(metavar="S", help_behavior_hint="(default: 4)")] = None
+  """how much larger the sides become; or one of the following five, or --width and --height both"""
+  width: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+  """width of results in pixels; proportions are kept"""
+  height: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+  """height of results in pixels; proportions are kept"""
+  longest_side: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+  """longer side of results in pixels"""
+  shortest_side: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+  """shorter side of results in pixels"""
+  megapixels: Annotated[float | None, tyro.conf.arg(metavar="N")] = None
+  """area of results in millions of pixels"""
   sampler: Annotated[Literal["ddpm", "ddim"] | None, _own("ddpm|ddim")] = None
   """the sampler: ddpm (the paper's) or ddim, for few steps"""
   steps: Annotated[int | None, _own("N")] = None
@@ -119,7 +130,7 @@ def namer(arguments: Arguments, output: Output) -> Callable[[str, str], str]:
     from stablesr_jax.checkpoints.store import EMBEDDED, read_manifest
 
     model = read_manifest(arguments.model or EMBEDDED).name
-  return functools.partial(output.file_name, scale=arguments.scale, model=model)
+  return functools.partial(output.file_name, scale=str(size_of(arguments)), model=model)
 
 
 def sampling_of(arguments: Arguments, defaults: "SamplingConfig") -> "SamplingConfig":
@@ -131,10 +142,22 @@ def sampling_of(arguments: Arguments, defaults: "SamplingConfig") -> "SamplingCo
   return dataclasses.replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
 
+def size_of(arguments: Arguments) -> OutputSize:
+  """The size of results.
+
+  Raises:
+    UserError: More than one is given, or one is out of bounds.
+  """
+  given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(OutputSize)}
+  if all(value is None for value in given.values()):
+    given["scale"] = 4.0
+  return OutputSize(**given)
+
+
 def check(arguments: Arguments) -> None:
   """Raises UserError for numbers that no model can work with, before any picture is read."""
   a = arguments
-  require_sensible(a.scale, None)
+  size_of(a)
   for ok, message in (
     (0 <= a.seed < 2**32, f"seed {a.seed}: must be 0 to {2**32 - 1}"),
     (a.tile_batch is None or a.tile_batch >= 1, f"tile-batch {a.tile_batch}: must be at least 1"),

@@ -44,7 +44,7 @@ class Output:
     record: Whether the settings used are written into the result, as JSON: in a PNG as the text "stablesr_jax", else in
       EXIF. Without `metadata` they are not.
     name: The pattern of a result's name without its suffix, of {stem} (the input's name without suffix), {name} (with
-      it), {scale} and {model}.
+      it), {scale} (of another size, it: 1920x1080, 12mp) and {model}.
   """
 
   format: Literal["png", "jpg", "webp", "tif", "avif"] | None = None
@@ -68,10 +68,10 @@ class Output:
     if self.format is not None:
       self.require_suits(pathlib.Path(f"results.{self.format}"))
 
-  def file_name(self, stem: str, name: str, scale: float, model: str) -> str:
+  def file_name(self, stem: str, name: str, scale: str, model: str) -> str:
     """The name of a result."""
     model = model.replace("/", "-").replace("\\", "-")
-    return f"{self.name.format(stem=stem, name=name, scale=f'{scale:g}', model=model)}.{self.format or 'png'}"
+    return f"{self.name.format(stem=stem, name=name, scale=scale, model=model)}.{self.format or 'png'}"
 
   def require_suits(self, path: pathlib.Path) -> None:
     """Raises UserError if the format of the path's suffix does not have what is asked for."""

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from stablesr_jax import pixels
 
-SMALLEST = 64
+SMALLEST = 32
 """The shortest side of a frame of pixels."""
 
 

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import os
 import pathlib
 import shutil
@@ -38,6 +37,7 @@ from stablesr_jax.images import (
   write_image,
 )
 from stablesr_jax.inference.manifest import MEANING, Record, Results, Settings, Stamp, clean_up, stamp
+from stablesr_jax.inference.output_size import OutputSize, output_size
 from stablesr_jax.inference.plan import (
   Existing,
   Failure,
@@ -119,7 +119,7 @@ def restore_folder(
   source: str | os.PathLike,
   target: str | os.PathLike,
   *,
-  scale: float = 4.0,
+  scale: float | OutputSize = 4.0,
   seed: int = SEED,
   sampling: "SamplingConfig | None" = None,
   existing: Existing = "update",
@@ -136,7 +136,7 @@ def restore_folder(
   Args:
     source: The picture, or the folder.
     target: The folder to write to, where pictures become `output.format`; for a single picture a file, too.
-    scale: How much larger the sides become.
+    scale: How much larger the sides become, or an `OutputSize`.
     seed: Seeds the noise. A picture's result depends on it and on the picture's file name alone.
     sampling: The settings; by default the model's own.
     existing: What to do with results that are there: "update" restores those again that were made of another input or
@@ -152,21 +152,22 @@ def restore_folder(
     UserError: There is no such input, it has no pictures, the output would replace it or cannot be written, or the
       model cannot do what the settings ask for. (What is wrong with a single picture is in the summary.)
   """
-  require_sensible(scale, group)
-  namer = functools.partial(output.file_name, scale=scale, model=model.manifest.name)
+  size = output_size(scale)
+  _require_group(group)
+  namer = functools.partial(output.file_name, scale=str(size), model=model.manifest.name)
   found = find_jobs(pathlib.Path(source), pathlib.Path(target), output, namer)
   sampling = sampling or model.manifest.sampling
-  wanted = settings(model_identity(model.manifest, model.path), scale, seed, sampling, model.precision, output)
+  wanted = settings(model_identity(model.manifest, model.path), size, seed, sampling, model.precision, output)
   results = Results(wanted) if found.recorded else None
   prepare(found, place)
   plan = make_plan(found, results, existing, place)
-  options: dict[str, Any] = {"scale": scale, "seed": seed, "sampling": sampling, "group": group, "report": report}
+  options: dict[str, Any] = {"scale": size, "seed": seed, "sampling": sampling, "group": group, "report": report}
   options["output"] = output
   return run_jobs(model, plan.jobs, results=results, existing=existing, **options).with_plan(found, plan)
 
 
 def settings(
-  model: str, scale: float, seed: int, sampling: "SamplingConfig", precision: str, output: Output
+  model: str, size: OutputSize, seed: int, sampling: "SamplingConfig", precision: str, output: Output
 ) -> Settings:
   """All that a result depends on beside its input, but for rounding.
 
@@ -174,7 +175,7 @@ def settings(
     model: What `model_identity` gives.
     precision: float32 or bfloat16; or "auto", which results of either are as good for.
   """
-  own = {"meaning": MEANING, "model": model, "scale": float(scale), "seed": int(seed), "precision": precision}
+  own = {"meaning": MEANING, "model": model, "seed": int(seed), "precision": precision} | size.given
   written = {name: value for name, value in dataclasses.asdict(output).items() if name not in ("format", "name")}
   return own | dataclasses.asdict(sampling) | written
 
@@ -200,16 +201,15 @@ def prepare(found: Found, place: Place = Place()) -> None:
       clean_up(folder)
 
 
-def short_of_space(jobs: Sequence[Job], scale: float) -> str:
+def short_of_space(jobs: Sequence[Job], size: OutputSize) -> str:
   """What to tell where the results may not have room on their disk: without compression they would not. Empty if they
   have, or pictures do not tell their sizes."""
-  from stablesr_jax.inference.pipeline import scaled_size
-
   wanted = 0
   for job in jobs:
     with contextlib.suppress(UserError):  # beyond all reason: told when it is its turn
-      height, width = scaled_size(job_size(job) or (0, 0), scale)
-      wanted += 3 * height * width
+      if known := job_size(job):
+        height, width = size.of(known)
+        wanted += 3 * height * width
   there = next(path for path in (jobs[0].target, *jobs[0].target.absolute().parents) if path.is_dir())
   free = shutil.disk_usage(there).free
   return f"{there}: {free / 1e9:.1f} GB are free, the results may need {wanted / 1e9:.1f}" if wanted > free else ""
@@ -220,19 +220,17 @@ def job_size(job: Job) -> tuple[int, int] | None:
   return image_size(job.source) if job.content is None and job.source.is_file() else None
 
 
-def require_sensible(scale: float, group: int | None) -> None:
-  """Raises UserError for numbers that nothing can be restored with."""
+def _require_group(group: int | None) -> None:
+  """Raises UserError for a number of pictures that cannot be restored together."""
   if group is not None and group < 1:
     raise UserError(f"group {group}: must be at least 1")
-  if not 0 < scale < math.inf:
-    raise UserError(f"scale {scale}: must be a positive number")
 
 
 def run_jobs(
   model: "StableSR",
   jobs: Sequence[Job],
   *,
-  scale: float = 4.0,
+  scale: float | OutputSize = 4.0,
   seed: int = SEED,
   sampling: "SamplingConfig | None" = None,
   results: Results | None = None,
@@ -251,19 +249,20 @@ def run_jobs(
 
   The other arguments and errors are those of `restore_folder`.
   """
-  require_sensible(scale, group)
+  size = output_size(scale)
+  _require_group(group)
   sampling, report = sampling or model.manifest.sampling, report or Report()
   model.check(sampling)
   outcome = _Outcome(report)
   # What tells a result's origin comes first: by it an earlier record is known.
-  record = {"stablesr_jax": __version__, "model": model.manifest.name, "scale": scale, "seed": seed}
+  record = {"stablesr_jax": __version__, "model": model.manifest.name, **size.given, "seed": seed}
   record |= {"sampling": dataclasses.asdict(sampling)}
-  desk = _Desk(results, existing, scale, model.precision, output, record)
+  desk = _Desk(results, existing, size, model.precision, output, record)
 
   def has_room(group_so_far: Sequence[_Work]) -> bool:
     if group is not None:
       return len(group_so_far) < group
-    return model.has_room([work.picture.rgb.shape[:2] for work in group_so_far], scale=scale, sampling=sampling)
+    return model.has_room([work.picture.rgb.shape[:2] for work in group_so_far], scale=size, sampling=sampling)
 
   writing: _Writing | None = None
   try:
@@ -280,7 +279,7 @@ def run_jobs(
           writing.tell()
           report.step(done, steps)
 
-        for work, result in _restore(model, together, scale=scale, seed=seed, sampling=sampling, progress=step):
+        for work, result in _restore(model, together, size=size, seed=seed, sampling=sampling, progress=step):
           if isinstance(result, Exception):
             desk.drop(work)
             outcome.end(work.job, result)
@@ -357,12 +356,12 @@ class _Desk:
     self,
     results: Results | None,
     existing: Existing,
-    scale: float,
+    size: OutputSize,
     precision: str,
     output: Output,
     record: dict[str, Any],
   ):
-    self._results, self._existing, self._scale, self._precision = results, existing, scale, precision
+    self._results, self._existing, self._size, self._precision = results, existing, size, precision
     self._output, self._record = output, record
     self._claims: dict[pathlib.Path, Claim] = {}
     self._lock = threading.Lock()
@@ -378,8 +377,6 @@ class _Desk:
     Raises:
       _Claimed, _Current: It is another run's.
     """
-    from stablesr_jax.inference.pipeline import scaled_size
-
     make_folder(job.target.parent)
     if job.target.is_dir():
       raise UserError(f"{job.target}: is a folder")
@@ -392,8 +389,10 @@ class _Desk:
       else:
         modified, data = 0, job.content
       picture = decode_image(data, str(job.source), thorough=True)
-      require_holds(job.target, *scaled_size(picture.rgb.shape[:2], self._scale))
-      picture = dataclasses.replace(picture, rgb=fill_transparent(picture.rgb, picture.alpha))
+      size = picture.rgb.shape[0], picture.rgb.shape[1]
+      require_holds(job.target, *self._size.of(size))
+      notes = (*picture.notes, *filter(None, [self._size.note(size)]))
+      picture = dataclasses.replace(picture, rgb=fill_transparent(picture.rgb, picture.alpha), notes=notes)
       return _Work(job, picture, claimed, Stamp(len(data), modified, hashlib.sha256(data).hexdigest()))
     except BaseException:
       self._drop(claimed)
@@ -475,7 +474,7 @@ def _restore(
   model: "StableSR",
   together: Sequence[_Work],
   *,
-  scale: float,
+  size: OutputSize,
   seed: int,
   sampling: "SamplingConfig",
   progress: Callable[[int, int], None],
@@ -488,7 +487,7 @@ def _restore(
   try:
     results = model.upscale_batch(
       [work.picture.rgb for work in together],
-      scale=scale,
+      scale=size,
       keys=[key(work.job) for work in together],
       sampling=sampling,
       progress=progress,
@@ -496,19 +495,19 @@ def _restore(
   except Exception as error:  # Even a bug that one picture meets is no reason to lose the others.
     if len(together) == 1:
       return [(together[0], error)]
-    alone = functools.partial(_restore, model, scale=scale, seed=seed, sampling=sampling, progress=progress)
+    alone = functools.partial(_restore, model, size=size, seed=seed, sampling=sampling, progress=progress)
     return [result for one in together for result in alone([one])]
-  _share(together, time.monotonic() - began, model, scale, sampling)
+  _share(together, time.monotonic() - began, model, size, sampling)
   return list(zip(together, results, strict=True))
 
 
-def _share(together: Sequence[_Work], seconds: float, model: "StableSR", scale: float, sampling: "SamplingConfig"):
+def _share(together: Sequence[_Work], seconds: float, model: "StableSR", size: OutputSize, sampling: "SamplingConfig"):
   """Notes for pictures how many tiles they have, and divides the time among them by that."""
   from stablesr_jax.inference.pipeline import count_tiles
 
   for work in together:
-    size = work.picture.rgb.shape[:2]
-    work.tiles = count_tiles(model.manifest.architecture, size, scale=scale, sampling=sampling)
+    own = work.picture.rgb.shape[:2]
+    work.tiles = count_tiles(model.manifest.architecture, own, scale=size, sampling=sampling)
   tiles = sum(work.tiles for work in together)
   for work in together:
     work.seconds = seconds * work.tiles / tiles

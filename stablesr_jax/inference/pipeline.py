@@ -1,7 +1,6 @@
 """The assembled system: load a converted model, enlarge and restore pictures of any size."""
 
 import functools
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -18,6 +17,7 @@ from stablesr_jax.diffusion.schedule import add_noise
 from stablesr_jax.errors import UserError
 from stablesr_jax.inference import color, frames, tiling
 from stablesr_jax.inference.denoiser import Denoiser
+from stablesr_jax.inference.output_size import OutputSize, output_size
 from stablesr_jax.inference.tiled_autoencoder import TiledAutoencoder
 from stablesr_jax.inference.tiling import Sheet
 from stablesr_jax.models import winograd
@@ -30,8 +30,6 @@ from stablesr_jax.pixels import Picture, like, to_float
 
 Progress = Callable[[int, int], object]
 
-# 48 GiB as float32, of which several copies are needed.
-_MOST_PIXELS = 2**32
 # The share of the free memory that may be taken by what is kept from encoding to decoding.
 _KEPT_FOR_DECODING = 0.25
 # The image's key is split by purpose, so that none of them depends on how often the others draw.
@@ -136,7 +134,7 @@ class StableSR:
     self,
     image: Picture,
     *,
-    scale: float = 4.0,
+    scale: float | OutputSize = 4.0,
     seed: int | np.integer | Key[Array, ""] = 42,
     sampling: SamplingConfig | None = None,
     progress: Progress | None = None,
@@ -145,13 +143,13 @@ class StableSR:
 
     Args:
       image: A PIL image (made RGB), or an array (H, W, 3) of uint8, or of floats in [0, 1].
-      scale: How much larger the sides become; below 1, smaller.
+      scale: How much larger the sides become; below 1, smaller. Or an `OutputSize`.
       seed: An integer, or a `jax.random.key`. The result depends on it and the picture, not on batches or devices.
       sampling: As in `upscale_batch`.
       progress: As in `upscale_batch`.
 
     Returns:
-      The same kind as the input: PIL RGB, uint8, or float32 in [0, 1]; (round(scale H), round(scale W), 3).
+      The same kind as the input: PIL RGB, uint8, or float32 in [0, 1]; (round(scale H), round(scale W), 3) of a scale.
 
     Raises:
       UserError: The picture's shape, type or range, the scale, or an option is wrong, or the result is not finite.
@@ -164,7 +162,7 @@ class StableSR:
     self,
     images: Sequence[np.ndarray],
     *,
-    scale: float,
+    scale: float | OutputSize,
     keys: Sequence[Key[Array, ""]],
     sampling: SamplingConfig | None = None,
     progress: Progress | None = None,
@@ -179,15 +177,13 @@ class StableSR:
       progress: Called with (steps done, steps).
 
     Returns:
-      (round(scale H), round(scale W), 3) float32 in [0, 1] for each.
+      (round(scale H), round(scale W), 3) float32 in [0, 1] for each, of a scale; otherwise `OutputSize.of` it.
 
     Raises:
       UserError: As `upscale`.
     """
     sampling = sampling or self.manifest.sampling
     self.check(sampling)
-    if not (scale > 0 and math.isfinite(scale)):
-      raise UserError(f"scale {scale}: must be a positive number")
     if len(keys) != len(images):
       raise UserError(f"{len(images)} images, but {len(keys)} keys: must be as many")
     if not images:
@@ -264,7 +260,7 @@ class StableSR:
       if prompt not in self._prompts and (self.config.text_encoder is None or self.path is None):
         raise UserError(f"{name} {prompt!r}: this model has no text encoder; only the null prompt is possible")
 
-  def has_room(self, sizes: Sequence[tuple[int, int]], *, scale: float, sampling: SamplingConfig) -> bool:
+  def has_room(self, sizes: Sequence[tuple[int, int]], *, scale: float | OutputSize, sampling: SamplingConfig) -> bool:
     """Whether pictures of these sizes (height, width) leave the devices room for another, restored together with them.
 
     Together they are worth it until their tiles fill a call of the network; what the decoder needs of the encoder must
@@ -276,7 +272,7 @@ class StableSR:
     enough = tiles >= self.denoiser.most_tiles(sampling.tile_size**2)
     return not enough and kept < _KEPT_FOR_DECODING * self._mesh.size * free_memory(self._mesh)
 
-  def _plan(self, shape: tuple[int, ...], scale: float, sampling: SamplingConfig) -> "_Plan":
+  def _plan(self, shape: tuple[int, ...], scale: float | OutputSize, sampling: SamplingConfig) -> "_Plan":
     return _plan(shape, scale, sampling, self.autoencoder.config.downsampling)
 
   def _bunches(self, plans: "Mapping[int, _Plan]") -> list[list[int]]:
@@ -313,19 +309,9 @@ class StableSR:
     return jnp.stack([self._prompts[prompt].astype(self._compute.jax_dtype) for prompt in prompts])
 
 
-def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
-  """The height and width of the result of a picture of `size` (height, width).
-
-  Raises:
-    UserError: They are beyond all reason.
-  """
-  height, width = size
-  if (height * scale) * (width * scale) > _MOST_PIXELS:  # in floats: infinite, but no error
-    raise UserError(f"scale {scale}: the result would have more than {_MOST_PIXELS / 1e9:.1f} gigapixels")
-  return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def count_tiles(config: ModelConfig, size: tuple[int, int], *, scale: float, sampling: SamplingConfig) -> int:
+def count_tiles(
+  config: ModelConfig, size: tuple[int, int], *, scale: float | OutputSize, sampling: SamplingConfig
+) -> int:
   """The number of diffusion tiles of a picture of `size` (height, width).
 
   Raises:
@@ -335,11 +321,11 @@ def count_tiles(config: ModelConfig, size: tuple[int, int], *, scale: float, sam
   return _plan((*size, 3), scale, sampling, config.autoencoder.downsampling).count_tiles(sampling)
 
 
-def _plan(shape: tuple[int, ...], scale: float, sampling: SamplingConfig, f: int) -> "_Plan":
+def _plan(shape: tuple[int, ...], scale: float | OutputSize, sampling: SamplingConfig, f: int) -> "_Plan":
   """The sizes that a picture of this shape goes through; `f` is the autoencoder's downsampling."""
   if len(shape) != 3 or shape[2] != 3 or 0 in shape:
     raise UserError(f"image of shape {shape}: expected (height, width, 3)")
-  size = scaled_size((shape[0], shape[1]), scale)
+  size = output_size(scale).of((shape[0], shape[1]))
   covered = -(-size[0] // f), -(-size[1] // f)
   tile = tiling.tile_sides(covered, sampling.tile_size, sampling.overlap)
   latent_size = max(covered[0], tile[0]), max(covered[1], tile[1])

@@ -101,7 +101,7 @@ def find_jobs(
     UserError: There is no input, a folder has no pictures, results would replace inputs, or the format does not have
       what `output` asks for.
   """
-  namer = namer or functools.partial(output.file_name, scale=1, model="")
+  namer = namer or functools.partial(output.file_name, scale="1", model="")
   if not source.exists():
     raise UserError(f"{source}: no such file or folder")
   if source.is_file():

@@ -14,8 +14,8 @@ from stablesr_jax.inference import frames, tiling
 from stablesr_jax.models.kl_autoencoder import Autoencoder
 from stablesr_jax.models.parameters import Params, apply
 
-# Pieces of a picture have sides of as many pixels: those of frames.
-_PIECE_MULTIPLE = frames.SMALLEST
+# What the sides of pieces are multiples of, in pixels.
+_PIECE_MULTIPLE = 64
 
 Sides = Int[np.ndarray, "b 2"]
 
