@@ -57,7 +57,7 @@ def enable_cache(setting: str, warn: Callable[[str], None] = functools.partial(p
   folder = pathlib.Path(folder)
   keep_from_seconds = 0.0  # Small programs too: there are dozens, and together they take seconds.
   try:
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # who can write to it can have this user run programs
     with tempfile.TemporaryFile(dir=folder):
       pass
   except OSError as error:
