@@ -44,7 +44,7 @@ SKLEARN = ("china", "flower")
 # What `--ablate` tries of a setting.
 ABLATED = {
   "fidelity_weight": (0.0, 0.5, 1.0),
-  "color_fix": ("adain", "wavelet", "none"),
+  "color_fix": ("adain", "wavelet", "lab", "none"),
   "start_step": (120, 250, 500, 999),
   "sampler": ("ddim", "ddpm"),
   "steps": (4, 20, 50, 200),
@@ -283,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   own.add_argument("--start-step", type=int)
   own.add_argument("--start-noise", type=float)
   own.add_argument("--fidelity-weight", type=float)
-  own.add_argument("--color-fix", choices=("adain", "wavelet", "none"))
+  own.add_argument("--color-fix", choices=("adain", "wavelet", "lab", "none"))
   own.add_argument("--tile-size", type=int)
   own.add_argument("--tile-overlap", type=int)
   parser.add_argument("--tile-batch", type=int)

@@ -297,7 +297,10 @@ class SamplingConfig:
     prompt: The text that describes the picture; "" is the null prompt.
     negative_prompt: The text that guidance leads away from; "" is the null prompt.
     fidelity_weight: The w of CFW in [0, 1]: 0 is most generative, 1 keeps closest to the input.
-    color_fix: The colour correction against the enlarged input (3.3): "adain", "wavelet" or "none".
+    color_fix: The colour correction against the enlarged input: "adain", "wavelet" (3.3), "lab" or "none".
+    color_fix_weight: How far colours are corrected, 0 (as "none") to 1.
+    reference_weight: The factor of the gradient by which a reference picture, where there is one, guides each step at a
+      timestep from 100 on, 0 to 0.5; x0 goes twice this share of its way to the reference.
     tile_size: The side of a tile of aggregation sampling, in latent pixels, a multiple of 8.
     tile_overlap: How many latent pixels neighbouring tiles share; None is the paper's 32, or half of a tile below 64.
   """
@@ -311,7 +314,9 @@ class SamplingConfig:
   prompt: str = ""
   negative_prompt: str = ""
   fidelity_weight: Fraction = 0.5
-  color_fix: Literal["adain", "wavelet", "none"] = "adain"
+  color_fix: Literal["adain", "wavelet", "lab", "none"] = "adain"
+  color_fix_weight: Fraction = 1.0
+  reference_weight: Annotated[float, Field(ge=0, le=0.5)] = 0.05
   tile_size: Annotated[int, Field(ge=8, multiple_of=8)] = 64
   tile_overlap: Natural | None = None
 

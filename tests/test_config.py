@@ -74,6 +74,7 @@ def test_sizes_that_do_not_go_together_are_named(make, message):
     ("fidelity_weight", 1.1),
     ("fidelity_weight", float("nan")),
     ("color_fix", "hsv"),
+    ("color_fix_weight", 1.5),
     ("tile_size", 0),
     ("tile_size", 60),
     ("tile_overlap", 64),

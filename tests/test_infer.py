@@ -140,6 +140,7 @@ def test_every_option_arrives(run, calls, tmp_path, monkeypatch):
     negative_prompt="Bad photo.",
     fidelity_weight=0.75,
     color_fix="none",
+    color_fix_weight=0.5,
     tile_size=32,
     tile_overlap=4,
   )

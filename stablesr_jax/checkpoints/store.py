@@ -218,6 +218,18 @@ def read_manifest(path: str | os.PathLike) -> Manifest:
   return from_json(Manifest, values, str(pathlib.Path(path) / MANIFEST))
 
 
+def read_pre_cleaner(path: str | os.PathLike) -> Manifest:
+  """The `model.json` of a converted model that has a pre-cleaner.
+
+  Raises:
+    UserError: it has none, or as `read_manifest`.
+  """
+  manifest = read_manifest(path)
+  if manifest.architecture.precleaner is None:
+    raise UserError(f"{path}: this model has no precleaner (convert_weights.py makes one of Real-ESRGAN's weights)")
+  return manifest
+
+
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
   file = path / MANIFEST
   if not path.exists():

@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING
 from stablesr_jax.cli.common import BAD_INPUT, parse, run, tell, warn
 from stablesr_jax.cli.console import OUT_OF_MEMORY, Console
 from stablesr_jax.cli.dry_run import tell_plan
-from stablesr_jax.cli.infer_arguments import Arguments, check, namer, output_of, sampling_of, size_of
+from stablesr_jax.cli.infer_arguments import Arguments, check, namer, output_of, sampling_of, size_of, steps_of
 from stablesr_jax.cli.piped import is_piped, read_piped
 from stablesr_jax.errors import UserError
 from stablesr_jax.files import require_writable
 from stablesr_jax.images import read_image, require_holds
+from stablesr_jax.inference.companions import find_companions
 from stablesr_jax.inference.jobs import Summary, model_identity, prepare, run_jobs, settings, short_of_space
 from stablesr_jax.inference.manifest import Results
 from stablesr_jax.inference.plan import Found, Plan, describe, find_jobs, make_plan
 from stablesr_jax.inference.processes import Outcome, Place, find_place, together
+from stablesr_jax.inference.step_pictures import StepPictures
 from stablesr_jax.interrupts import end_now, interrupt
 
 if TYPE_CHECKING:
@@ -86,10 +88,12 @@ def _to_files(arguments: Arguments, output: pathlib.Path, place: Place, prog: st
 
 def _find(arguments: Arguments, output: pathlib.Path) -> Found:
   """The pictures of the input. What comes through a pipe is read here, so that a bad picture is told at once."""
-  written = output_of(arguments)
+  written, source = output_of(arguments), pathlib.Path(arguments.input)
   if is_piped(arguments.input):
-    return read_piped(arguments.input, output, written)
-  return find_jobs(pathlib.Path(arguments.input), output, written, namer(arguments, written))
+    found = read_piped(arguments.input, output, written)
+  else:
+    found = find_jobs(source, output, written, namer(arguments, written))
+  return find_companions(found, source, pre_cleaned=arguments.pre_cleaned, reference=arguments.reference)
 
 
 @contextlib.contextmanager
@@ -128,19 +132,22 @@ def _restore(arguments: Arguments, found: Found, place: Place, prog: str) -> tup
   if not several and found.jobs[0].content is None:
     # What is wrong with it, or its result's size, is told before a large model is loaded.
     size = read_image(found.jobs[0].source).rgb.shape[:2]
+    for companion in found.jobs[0].companions.values():
+      read_image(companion)
     require_holds(found.jobs[0].target, *size_of(arguments).of(size))
 
-  from stablesr_jax.checkpoints.store import EMBEDDED, read_manifest
+  from stablesr_jax.checkpoints.store import EMBEDDED, read_manifest, read_pre_cleaner
 
   folder = arguments.model or EMBEDDED
   manifest = read_manifest(folder)
-  sampling = sampling_of(arguments, manifest.sampling)
+  sampling, steps = sampling_of(arguments, manifest.sampling), steps_of(arguments, found)
+  cleaner = None
+  if arguments.pre_clean is not None:
+    cleaner = model_identity(read_pre_cleaner(arguments.pre_clean), arguments.pre_clean)
   results = None
   if found.recorded:
-    model = model_identity(manifest, folder)
-    results = Results(
-      settings(model, size_of(arguments), arguments.seed, sampling, arguments.precision, output_of(arguments))
-    )
+    model, written = model_identity(manifest, folder), output_of(arguments)
+    results = Results(settings(model, size_of(arguments), arguments.seed, sampling, arguments.precision, written, cleaner))
   if not arguments.dry_run:
     prepare(found, place)
   plan = make_plan(found, results, arguments.existing, place)
@@ -155,7 +162,7 @@ def _restore(arguments: Arguments, found: Found, place: Place, prog: str) -> tup
   elif plan.jobs:
     if space := short_of_space(plan.jobs, size_of(arguments)):
       warn(prog, space)
-    summary = _run(arguments, plan, results, manifest, sampling, report)
+    summary = _run(arguments, plan, results, manifest, sampling, steps, report)
   else:
     if not plan.refused and place.processes == 1:
       print(f"{prog}: nothing to do (--existing redo restores again what is there)", file=sys.stderr)
@@ -174,12 +181,14 @@ def _run(
   results: Results | None,
   manifest: "Manifest",
   sampling: "SamplingConfig",
+  steps: StepPictures | None,
   report: Console,
 ) -> Summary:
   """Loads the model and restores what is planned."""
   from stablesr_jax.checkpoints.store import EMBEDDED
   from stablesr_jax.compilation import enable_cache
   from stablesr_jax.inference.pipeline import StableSR
+  from stablesr_jax.inference.pre_clean import PreCleaner
   from stablesr_jax.parallel import start_devices
 
   try:
@@ -192,6 +201,7 @@ def _run(
       tile_batch=arguments.tile_batch,
       autoencoder_tile=arguments.autoencoder_tile,
     )
+    cleaner = arguments.pre_clean and PreCleaner.load(arguments.pre_clean, precision=arguments.precision)
     return run_jobs(
       model,
       plan.jobs,
@@ -203,6 +213,8 @@ def _run(
       output=output_of(arguments),
       group=None if arguments.group == "auto" else int(arguments.group),
       report=report,
+      pre_cleaner=cleaner,
+      steps=steps,
     )
   except KeyboardInterrupt as stop:
     if len(plan.jobs) == 1:

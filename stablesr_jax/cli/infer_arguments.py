@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import os
 import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,7 +14,9 @@ from stablesr_jax.errors import UserError
 from stablesr_jax.images import Output
 from stablesr_jax.inference.jobs import SEED
 from stablesr_jax.inference.output_size import OutputSize
-from stablesr_jax.inference.plan import Existing
+from stablesr_jax.inference.plan import Existing, Found
+from stablesr_jax.inference.presets import Preset, with_preset
+from stablesr_jax.inference.step_pictures import StepPictures
 
 if TYPE_CHECKING:
   from stablesr_jax.config import SamplingConfig
@@ -57,6 +60,8 @@ class Arguments:
   """shorter side of results in pixels"""
   megapixels: Annotated[float | None, tyro.conf.arg(metavar="N")] = None
   """area of results in millions of pixels"""
+  preset: Preset | None = None
+  """settings between speed and quality, in place of the model's own and behind those given here"""
   sampler: Annotated[Literal["ddpm", "ddim"] | None, _own("ddpm|ddim")] = None
   """the sampler: ddpm (the paper's) or ddim, for few steps"""
   steps: Annotated[int | None, _own("N")] = None
@@ -71,8 +76,10 @@ class Arguments:
   """seed of the noise; a picture's result depends on it and the picture's file name alone"""
   fidelity_weight: Annotated[float | None, _own("W")] = None
   """CFW's w: 0 is most generative, 1 keeps closest to the input"""
-  color_fix: Annotated[Literal["adain", "wavelet", "none"] | None, _own("adain|wavelet|none")] = None
+  color_fix: Annotated[Literal["adain", "wavelet", "lab", "none"] | None, _own("adain|wavelet|lab|none")] = None
   """how colours are held to the input's"""
+  color_fix_weight: Annotated[float | None, _own("W")] = None
+  """how far they are, 0 (not at all) to 1"""
   tile_size: Annotated[int | None, _own("N")] = None
   """side of a diffusion tile in latent pixels; one is 8 pixels of the result, 4 with the model that ships"""
   tile_overlap: Annotated[int | None, _own("N")] = None
@@ -87,6 +94,18 @@ class Arguments:
   """text that describes what it should not be; needs --guidance-scale above 1"""
   guidance_scale: Annotated[float | None, _own("S")] = None
   """strength of the prompts; 1 is no guidance, 7 the published script's with prompts"""
+  pre_clean: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="MODEL")] = None
+  """model folder of Real-ESRGAN, which cleans badly degraded pictures before they are restored"""
+  pre_cleaned: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="FILE|FOLDER")] = None
+  """pictures that were cleaned elsewhere, of the inputs' names and sizes, to take their places"""
+  reference: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="FILE|FOLDER")] = None
+  """pictures of the inputs' names, of any size, that guide the restoration"""
+  reference_weight: Annotated[float | None, _own("W")] = None
+  """how strongly they do, 0 to 0.5"""
+  save_steps: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+  """where to write for each result the pictures that its steps took it for"""
+  save_steps_every: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+  """of how many steps one is written; default: 1"""
   precision: Literal["auto", "float32", "bfloat16"] = "auto"
   """dtype of the computation, float32 with all its bits everywhere; auto: float32 on CPU, bfloat16 on GPU and TPU"""
   group: Annotated[str, tyro.conf.arg(metavar="auto|N")] = "auto"
@@ -123,6 +142,18 @@ def output_of(arguments: Arguments) -> Output:
   return Output(a.format, bits, a.quality, metadata=not a.strip_metadata, record=not a.no_record, name=a.name)
 
 
+def steps_of(arguments: Arguments, found: Found) -> StepPictures | None:
+  """What writes pictures of the steps, if they are wanted."""
+  if arguments.save_steps is None:
+    return None
+  folder, source = (pathlib.Path(os.path.realpath(path)) for path in (arguments.save_steps, arguments.input))
+  if source == folder or source in folder.parents:
+    raise UserError(f"--save-steps {arguments.save_steps}: is in the input; choose another folder")
+  results = pathlib.Path(arguments.output) if found.recorded else found.jobs[0].target.parent
+  every = 1 if arguments.save_steps_every is None else arguments.save_steps_every
+  return StepPictures(arguments.save_steps, results, every)
+
+
 def namer(arguments: Arguments, output: Output) -> Callable[[str, str], str]:
   """Gives results' names."""
   model = ""
@@ -134,7 +165,8 @@ def namer(arguments: Arguments, output: Output) -> Callable[[str, str], str]:
 
 
 def sampling_of(arguments: Arguments, defaults: "SamplingConfig") -> "SamplingConfig":
-  """The model's sampling settings with those of the command line in their place."""
+  """The model's sampling settings, with the preset's in their place and the command line's in that of both."""
+  defaults = with_preset(defaults, arguments.preset) if arguments.preset else defaults
   size, overlap = arguments.tile_size, arguments.tile_overlap
   if size is not None and overlap is None and defaults.tile_overlap is not None and defaults.tile_overlap >= size:
     defaults = dataclasses.replace(defaults, tile_overlap=None)  # the model's own is for larger tiles
@@ -162,6 +194,8 @@ def check(arguments: Arguments) -> None:
     (0 <= a.seed < 2**32, f"seed {a.seed}: must be 0 to {2**32 - 1}"),
     (a.tile_batch is None or a.tile_batch >= 1, f"tile-batch {a.tile_batch}: must be at least 1"),
     (a.group == "auto" or (a.group.isdecimal() and int(a.group) >= 1), f"group {a.group}: must be auto or at least 1"),
+    (a.pre_clean is None or a.pre_cleaned is None, "--pre-clean and --pre-cleaned: give one of them"),
+    (a.save_steps_every is None or a.save_steps is not None, "--save-steps-every: is only for --save-steps"),
     (a.autoencoder_tile >= 64, f"autoencoder-tile {a.autoencoder_tile}: must be at least 64 pixels"),
   ):
     if not ok:

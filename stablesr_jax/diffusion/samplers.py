@@ -1,6 +1,6 @@
 """Samplers as tables: every step of every sampler is two linear combinations, with the coefficients known beforehand.
 
-    x0 = x0_from_x * x + x0_from_prediction * prediction
+    x0 = x0_from_x * x + x0_from_prediction * prediction  (with a reference: + x0_from_reference * (reference - x0))
     x  = x_from_x0 * x0 + x_from_x * x + x_from_noise * noise
 
 So one compiled step serves DDPM and DDIM, eps- and v-prediction, and any number of steps.
@@ -17,6 +17,9 @@ from jaxtyping import Array, Float, Int
 from stablesr_jax.config import DiffusionConfig, Prediction, SamplingConfig
 from stablesr_jax.diffusion.schedule import add_noise, alphas_cumprod, respace, respaced_timesteps
 
+# The timesteps at which a reference guides, both included.
+_GUIDED = (100, 1000)
+
 Latent = Float[Array, "*b h w c"]
 Table = Any  # NumPy's array or JAX's
 
@@ -30,6 +33,7 @@ class Steps(NamedTuple):
   x_from_x0: Float[Table, "*s"]
   x_from_x: Float[Table, "*s"]
   x_from_noise: Float[Table, "*s"]
+  x0_from_reference: Float[Table, "*s"]
 
 
 def ddpm(config: DiffusionConfig, timesteps: Int[np.ndarray, " s"]) -> Steps:
@@ -59,8 +63,12 @@ def plan(diffusion: DiffusionConfig, sampling: SamplingConfig) -> Steps:
   """The steps that a sampling configuration asks for. A single one leads to x0, whichever the sampler."""
   timesteps = respaced_timesteps(sampling.steps, sampling.start_step)
   if sampling.sampler == "ddim" and sampling.steps > 1:
-    return ddim(diffusion, timesteps, sampling.eta)
-  return ddpm(diffusion, timesteps)
+    steps = ddim(diffusion, timesteps, sampling.eta)
+  else:
+    steps = ddpm(diffusion, timesteps)
+  # The gradient of ||reference - x0||^2 is 2 (x0 - reference), and x0 goes against it.
+  guided = (steps.timesteps >= _GUIDED[0]) & (steps.timesteps <= _GUIDED[1])
+  return steps._replace(x0_from_reference=np.where(guided, 2 * sampling.reference_weight, 0).astype(np.float32))
 
 
 def start(
@@ -71,7 +79,14 @@ def start(
   return noised, plan(diffusion, sampling)
 
 
-def step(x: Latent, prediction: Latent, noise: Latent, coefficients: Steps) -> Latent:
+def predicted_x0(x: Latent, prediction: Latent, coefficients: Steps, reference: Latent | None = None) -> Latent:
+  """The x0 that a step goes by; the arguments are those of `step`."""
+  c = coefficients
+  x0 = c.x0_from_x * x + c.x0_from_prediction * prediction
+  return x0 if reference is None else x0 + c.x0_from_reference * (reference - x0)
+
+
+def step(x: Latent, prediction: Latent, noise: Latent, coefficients: Steps, reference: Latent | None = None) -> Latent:
   """Takes one sampler step.
 
   Args:
@@ -79,12 +94,12 @@ def step(x: Latent, prediction: Latent, noise: Latent, coefficients: Steps) -> L
     prediction: The network's output for it.
     noise: Standard normal noise.
     coefficients: One of the steps, its fields scalars.
+    reference: The latent of a picture that x0 is drawn to; None: of none.
 
   Returns:
     The latent at the next, less noisy timestep.
   """
-  c = coefficients
-  x0 = c.x0_from_x * x + c.x0_from_prediction * prediction
+  c, x0 = coefficients, predicted_x0(x, prediction, coefficients, reference)
   return c.x_from_x0 * x0 + c.x_from_x * x + c.x_from_noise * noise
 
 
@@ -124,4 +139,5 @@ def _x0_coefficients(alpha_cumprod: np.ndarray, prediction: Prediction) -> tuple
 
 
 def _in_order(timesteps: Int[np.ndarray, " s"], *coefficients: np.ndarray) -> Steps:
-  return Steps(timesteps[::-1].astype(np.int32), *(c[::-1].astype(np.float32) for c in coefficients))
+  columns = (*coefficients, np.zeros(len(timesteps)))  # no reference
+  return Steps(timesteps[::-1].astype(np.int32), *(c[::-1].astype(np.float32) for c in columns))

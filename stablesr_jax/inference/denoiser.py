@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from stablesr_jax.compilation import compiler_options
 from stablesr_jax.config import ComputeConfig, ModelConfig
-from stablesr_jax.diffusion.samplers import Steps, classifier_free_guidance, step
+from stablesr_jax.diffusion.samplers import Steps, classifier_free_guidance, predicted_x0, step
 from stablesr_jax.inference import tiling
 from stablesr_jax.inference.tiling import Sheet
 from stablesr_jax.models.components import modules
@@ -123,7 +123,9 @@ class Denoiser:
     steps: Steps,
     conditions: Conditions,
     *,
+    reference: Float[Array, "h w c"] | None = None,
     progress: Callable[[int, int], object] | None = None,
+    watch: Callable[[int, jax.Array], object] | None = None,
   ) -> Float[Array, "h w c"]:
     """Aggregation sampling (3.3): every canvas is one diffusion, whatever its size.
 
@@ -134,14 +136,18 @@ class Denoiser:
       x: Canvases on `sheet` at the first step's timestep, float32; its buffer is reused.
       lr: The LR images' latents on the sheet.
       noise: A pytree (as `jax.tree_util.Partial`) that gives for the number of a step standard normal noise (h, w, c).
+      reference: The latents of reference pictures on the sheet, which guide the steps; None: there are none.
       progress: Called with (steps done, steps) as each step is finished; the next one is running then.
+      watch: Called with (steps done, the canvases' predicted x0) before a step is finished; it costs another dispatch a
+        step.
 
     Returns:
       The canvases at the end of the steps, on the sheet.
     """
     # Canvas-sized work is replicated: it is little, and every device then has what its tiles need.
-    x, lr, noise, weights, norm, batches = jax.device_put(
-      (x, lr, noise, tiling.gaussian_weights(*sheet.tile), sheet.weights, self.batches(sheet)), replicated(self._mesh)
+    weights, norm, batches = tiling.gaussian_weights(*sheet.tile), sheet.weights, self.batches(sheet)
+    x, lr, reference, noise, weights, norm, batches = jax.device_put(
+      (x, lr, reference, noise, weights, norm, batches), replicated(self._mesh)
     )
     count = len(steps.timesteps)
     lr_tiles = [_split(lr, batch.starts, tile=sheet.tile) for batch in batches]
@@ -152,8 +158,10 @@ class Denoiser:
         prediction = self.predict(tiles, low, row.timesteps, conditions)
         total, tiles = _next_batch(total, x, prediction, batch, following.starts, weights)
       prediction = self.predict(tiles, lr_tiles[-1], row.timesteps, conditions)
+      if watch is not None:
+        watch(i + 1, _predicted_x0(x, total, prediction, batches[-1], weights, norm, row, reference))
       x, total, tiles, done = _next_step(
-        x, total, prediction, batches[-1], batches[0].starts, weights, norm, noise, np.int32(i), row
+        x, total, prediction, batches[-1], batches[0].starts, weights, norm, noise, np.int32(i), row, reference
       )
       if progress is not None:
         # The devices must never wait for what is told: only the step before is awaited.
@@ -229,6 +237,7 @@ def _next_step(
   noise: Callable[[Any], jax.Array],
   number: jax.Array,
   coefficients: Steps,
+  reference: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
   """All canvases one step further by the average of the tiles' predictions, and the first tiles of the step after it.
 
@@ -237,5 +246,20 @@ def _next_step(
   """
   tile = weights.shape[0], weights.shape[1]
   total = tiling.collect(total, prediction, *batch, weights)
-  x = step(x, total / norm, noise(number), coefficients)
+  x = step(x, total / norm, noise(number), coefficients, reference)
   return x, jnp.zeros_like(total), tiling.split(x, first, tile), x[0, 0, 0]
+
+
+@jax.jit
+def _predicted_x0(
+  x: jax.Array,
+  total: jax.Array,
+  prediction: jax.Array,
+  batch: Batch,
+  weights: jax.Array,
+  norm: jax.Array,
+  coefficients: Steps,
+  reference: jax.Array | None,
+) -> jax.Array:
+  """What `_next_step` with the same arguments goes by."""
+  return predicted_x0(x, tiling.collect(total, prediction, *batch, weights) / norm, coefficients, reference)

@@ -16,7 +16,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,8 @@ from stablesr_jax.images import (
   resize_alpha,
   write_image,
 )
-from stablesr_jax.inference.manifest import MEANING, Record, Results, Settings, Stamp, clean_up, stamp
+from stablesr_jax.inference.companions import find_companions
+from stablesr_jax.inference.manifest import COMPANIONS, MEANING, Record, Results, Settings, Stamp, clean_up, stamp
 from stablesr_jax.inference.output_size import OutputSize, output_size
 from stablesr_jax.inference.plan import (
   Existing,
@@ -51,11 +52,13 @@ from stablesr_jax.inference.plan import (
   source_path,
 )
 from stablesr_jax.inference.processes import Place
+from stablesr_jax.inference.step_pictures import StepPictures
 
 if TYPE_CHECKING:
   from stablesr_jax.checkpoints.store import Manifest
   from stablesr_jax.config import SamplingConfig
   from stablesr_jax.inference.pipeline import StableSR
+  from stablesr_jax.inference.pre_clean import PreCleaner
 
 SEED = 42
 
@@ -127,6 +130,10 @@ def restore_folder(
   group: int | None = None,
   place: Place = Place(),
   report: Report | None = None,
+  pre_cleaner: "PreCleaner | None" = None,
+  pre_cleaned: str | os.PathLike | None = None,
+  reference: str | os.PathLike | None = None,
+  steps: StepPictures | None = None,
 ) -> Summary:
   """Restores a picture, or all pictures in a folder and its folders, into the same tree under `target`.
 
@@ -147,6 +154,11 @@ def restore_folder(
       on an accelerator many, on a CPU one. A picture's result does not depend on its company.
     place: Which of several processes this is that divide the folder among themselves.
     report: What to tell as it goes; by default nothing.
+    pre_cleaner: Cleans each picture before it is restored.
+    pre_cleaned: The folder of pictures, cleaned already, that take the inputs' places, found by their names in its
+      tree; for a single picture a file, too. They have their inputs' sizes.
+    reference: Likewise of pictures of any size that guide the restoration, by `sampling.reference_weight`.
+    steps: Writes what each step took a result for.
 
   Raises:
     UserError: There is no such input, it has no pictures, the output would replace it or cannot be written, or the
@@ -156,28 +168,41 @@ def restore_folder(
   _require_group(group)
   namer = functools.partial(output.file_name, scale=str(size), model=model.manifest.name)
   found = find_jobs(pathlib.Path(source), pathlib.Path(target), output, namer)
+  found = find_companions(found, pathlib.Path(source), pre_cleaned=pre_cleaned, reference=reference)
   sampling = sampling or model.manifest.sampling
-  wanted = settings(model_identity(model.manifest, model.path), size, seed, sampling, model.precision, output)
+  identity, cleaner = (
+    model_identity(model.manifest, model.path),
+    pre_cleaner and model_identity(pre_cleaner.manifest, pre_cleaner.path),
+  )
+  wanted = settings(identity, size, seed, sampling, model.precision, output, cleaner)
   results = Results(wanted) if found.recorded else None
   prepare(found, place)
   plan = make_plan(found, results, existing, place)
   options: dict[str, Any] = {"scale": size, "seed": seed, "sampling": sampling, "group": group, "report": report}
-  options["output"] = output
+  options |= {"output": output, "pre_cleaner": pre_cleaner, "steps": steps}
   return run_jobs(model, plan.jobs, results=results, existing=existing, **options).with_plan(found, plan)
 
 
 def settings(
-  model: str, size: OutputSize, seed: int, sampling: "SamplingConfig", precision: str, output: Output
+  model: str,
+  size: OutputSize,
+  seed: int,
+  sampling: "SamplingConfig",
+  precision: str,
+  output: Output,
+  pre_cleaner: str | None = None,
 ) -> Settings:
-  """All that a result depends on beside its input, but for rounding.
+  """All that a result depends on beside its input and what belongs to that, but for rounding.
 
   Args:
     model: What `model_identity` gives.
     precision: float32 or bfloat16; or "auto", which results of either are as good for.
+    pre_cleaner: What `model_identity` gives for the pre-cleaner; None: there is none.
   """
   own = {"meaning": MEANING, "model": model, "seed": int(seed), "precision": precision} | size.given
   written = {name: value for name, value in dataclasses.asdict(output).items() if name not in ("format", "name")}
-  return own | dataclasses.asdict(sampling) | written
+  cleaned = {"pre_clean": pre_cleaner} if pre_cleaner else {}
+  return own | dataclasses.asdict(sampling) | written | cleaned
 
 
 def model_identity(manifest: "Manifest", path: str | os.PathLike | None) -> str:
@@ -238,6 +263,8 @@ def run_jobs(
   output: Output = Output(),
   group: int | None = None,
   report: Report | None = None,
+  pre_cleaner: "PreCleaner | None" = None,
+  steps: StepPictures | None = None,
 ) -> Summary:
   """Restores and writes pictures, several together; one that fails does not stop the others.
 
@@ -257,6 +284,7 @@ def run_jobs(
   # What tells a result's origin comes first: by it an earlier record is known.
   record = {"stablesr_jax": __version__, "model": model.manifest.name, **size.given, "seed": seed}
   record |= {"sampling": dataclasses.asdict(sampling)}
+  record |= {"pre_clean": pre_cleaner.manifest.name} if pre_cleaner else {}
   desk = _Desk(results, existing, size, model.precision, output, record)
 
   def has_room(group_so_far: Sequence[_Work]) -> bool:
@@ -270,7 +298,7 @@ def run_jobs(
       writing = _Writing(threads, desk, outcome)
       for number, together in _groups(threads, jobs, desk, has_room, outcome):
         for work in together:
-          for note in work.picture.notes:
+          for note in work.notes:
             report.note(work.job, note)
         report.begin([work.job for work in together], number, len(jobs))
         report.step(0, sampling.steps)
@@ -279,7 +307,17 @@ def run_jobs(
           writing.tell()
           report.step(done, steps)
 
-        for work, result in _restore(model, together, size=size, seed=seed, sampling=sampling, progress=step):
+        restored = _restore(
+          model,
+          together,
+          size=size,
+          seed=seed,
+          sampling=sampling,
+          progress=step,
+          pre_cleaner=pre_cleaner,
+          steps=steps,
+        )
+        for work, result in restored:
           if isinstance(result, Exception):
             desk.drop(work)
             outcome.end(work.job, result)
@@ -337,6 +375,9 @@ class _Work:
   Attributes:
     claim: The right to write its result.
     input: What its file held.
+    companions: What belongs to it: pictures (H, W, 3), floats in [0, 1].
+    stamps: What the companions' files held.
+    notes: What is odd about it and its companions.
     tiles: The number of its tiles.
     seconds: How long it took to restore it.
   """
@@ -345,6 +386,9 @@ class _Work:
   picture: Picture
   claim: Claim
   input: Stamp
+  companions: Mapping[str, np.ndarray]
+  stamps: Mapping[str, Stamp]
+  notes: Sequence[str]
   tiles: int = 0
   seconds: float = 0.0
 
@@ -383,17 +427,21 @@ class _Desk:
     claimed = self._claim(job.target)
     try:
       self._require_wanted(job, known)
-      if job.content is None:
-        modified = job.source.stat().st_mtime_ns if job.source.is_file() else 0  # what is none is told by `read_file`
-        data = read_file(job.source)
-      else:
-        modified, data = 0, job.content
-      picture = decode_image(data, str(job.source), thorough=True)
+      picture, held = _read(job.source, job.content)
       size = picture.rgb.shape[0], picture.rgb.shape[1]
       require_holds(job.target, *self._size.of(size))
-      notes = (*picture.notes, *filter(None, [self._size.note(size)]))
-      picture = dataclasses.replace(picture, rgb=fill_transparent(picture.rgb, picture.alpha), notes=notes)
-      return _Work(job, picture, claimed, Stamp(len(data), modified, hashlib.sha256(data).hexdigest()))
+      companions = {kind: _read(path) for kind, path in job.companions.items()}
+      notes = [*picture.notes, *filter(None, [self._size.note(size)])]
+      for kind, (companion, _) in companions.items():
+        notes += [f"its {COMPANIONS[kind]} {note}" for note in companion.notes]
+      pixels = {kind: companion.rgb for kind, (companion, _) in companions.items()}
+      if (cleaned := pixels.get("pre_cleaned")) is not None and cleaned.shape != picture.rgb.shape:
+        sizes = (f"{width}x{height}" for height, width, _ in (cleaned.shape, picture.rgb.shape))
+        raise UserError("{}: has {} pixels, but its input {}".format(job.pre_cleaned, *sizes))
+      picture = dataclasses.replace(
+        picture, rgb=fill_transparent(pixels.pop("pre_cleaned", picture.rgb), picture.alpha)
+      )
+      return _Work(job, picture, claimed, held, pixels, {kind: stamp for kind, (_, stamp) in companions.items()}, notes)
     except BaseException:
       self._drop(claimed)
       raise
@@ -437,6 +485,7 @@ class _Desk:
           {**self._results.wanted, "precision": self._precision},
           work.tiles,
           round(work.seconds, 3),
+          work.stamps,
         )
       )
     work.claim.place()
@@ -445,7 +494,7 @@ class _Desk:
     """Looks again whether a result is wanted: since it was planned, other runs may have ended, and files have come."""
     if self._results is None or (newest := self._results.newest(job.target)) == known and self._existing == "redo":
       return
-    there = self._results.judge(job.source, job.target)
+    there = self._results.judge(job.source, job.target, job.companions)
     if there.kind == "current" and (newest != known or self._existing != "redo"):
       raise _Current
     if self._existing == "skip" and there.kind != "absent":
@@ -470,6 +519,16 @@ class _Desk:
       self._claims.pop(claimed.path, None)
 
 
+def _read(path: pathlib.Path, content: bytes | None = None) -> tuple[Picture, Stamp]:
+  """A picture, of its file or of what that holds, and the content's stamp."""
+  modified, data = 0, content
+  if data is None:
+    modified = path.stat().st_mtime_ns if path.is_file() else 0  # what is none is told by `read_file`
+    data = read_file(path)
+  picture = decode_image(data, str(path), thorough=True)
+  return picture, Stamp(len(data), modified, hashlib.sha256(data).hexdigest())
+
+
 def _restore(
   model: "StableSR",
   together: Sequence[_Work],
@@ -478,24 +537,43 @@ def _restore(
   seed: int,
   sampling: "SamplingConfig",
   progress: Callable[[int, int], None],
+  pre_cleaner: "PreCleaner | None",
+  steps: StepPictures | None,
 ) -> list[tuple[_Work, np.ndarray | Exception]]:
   """Restores pictures together; if that fails, each alone, so that one does no harm to the others."""
   import jax
 
   key = lambda job: jax.random.fold_in(jax.random.key(seed), np.uint32(zlib.crc32(os.fsencode(job.name))))
   began = time.monotonic()
+  more: dict[str, Any] = {}
+  if together[0].job.reference is not None:
+    more["references"] = [work.companions["reference"] for work in together]
+  if steps is not None:
+    more["watch"] = lambda number, step, picture: steps.write(together[number].job, step, sampling.steps, picture)
+    more["watch_every"] = steps.every
   try:
+    images = [work.picture.rgb for work in together]
     results = model.upscale_batch(
-      [work.picture.rgb for work in together],
+      [pre_cleaner.clean(image) for image in images] if pre_cleaner else images,
       scale=size,
       keys=[key(work.job) for work in together],
       sampling=sampling,
       progress=progress,
+      **more,
     )
   except Exception as error:  # Even a bug that one picture meets is no reason to lose the others.
     if len(together) == 1:
       return [(together[0], error)]
-    alone = functools.partial(_restore, model, size=size, seed=seed, sampling=sampling, progress=progress)
+    alone = functools.partial(
+      _restore,
+      model,
+      size=size,
+      seed=seed,
+      sampling=sampling,
+      progress=progress,
+      pre_cleaner=pre_cleaner,
+      steps=steps,
+    )
     return [result for one in together for result in alone([one])]
   _share(together, time.monotonic() - began, model, size, sampling)
   return list(zip(together, results, strict=True))

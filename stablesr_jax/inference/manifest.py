@@ -22,6 +22,9 @@ FILE = ".stablesr.jsonl"
 # Raise it when the same input, model and settings give another result than before: all are then restored again.
 MEANING = 2
 
+# What may belong to an input, by the field of `plan.Job` that has its path, in words.
+COMPANIONS = {"pre_cleaned": "pre-cleaned picture", "reference": "reference"}
+
 Settings = Mapping[str, Any]
 
 
@@ -72,6 +75,7 @@ class Record:
     settings: What it was made with.
     tiles: The number of its diffusion tiles.
     seconds: How long it took to restore it, without reading and writing.
+    companions: The contents of what belongs to the input, by the name of `Job`'s field.
   """
 
   result: str
@@ -81,6 +85,7 @@ class Record:
   settings: Settings
   tiles: int = 0
   seconds: float = 0.0
+  companions: Mapping[str, Stamp] = dataclasses.field(default_factory=dict)
 
 
 class Manifest:
@@ -158,10 +163,15 @@ class Manifest:
         self._settings[values["digest"]] = dict(values["settings"])
         return
       stamps = {name: Stamp(**values[name]) for name in ("input", "output")}
-      record = Record(**values | stamps | {"settings": self._settings[values["settings"]]})
+      companions = {kind: Stamp(**content) for kind, content in values.get("companions", {}).items()}
+      own = {"settings": self._settings[values["settings"]], "companions": companions}
+      record = Record(**values | stamps | own)
     except (ValueError, TypeError, KeyError, AttributeError):
       return
-    if all(_is_typed(value) for value in (record, record.input, record.output)) and "/" not in record.result:
+    if (
+      all(_is_typed(value) for value in (record, record.input, record.output, *companions.values()))
+      and "/" not in record.result
+    ):
       self._records.setdefault(record.result, []).append(record)
 
 
@@ -186,6 +196,15 @@ def _difference(name: str, made: Any, wanted: Any) -> str:
   if name == "meaning":
     return "another version"
   return f"{name.replace('_', '-')} {made!r}, now {wanted!r}"
+
+
+def _changed(made: Mapping[str, Stamp], wanted: Mapping[str, pathlib.Path]) -> str:
+  """Which of an input's companions is another than a result was made with, in words; empty where none is."""
+  for kind in COMPANIONS:
+    there = kind in made, kind in wanted
+    if any(there) and not (all(there) and made[kind].fits(wanted[kind])):
+      return COMPANIONS[kind]
+  return ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,8 +232,8 @@ class Results:
     self.wanted: Settings = json.loads(json.dumps(wanted))  # as it is read again
     self.manifest = functools.cache(Manifest)
 
-  def judge(self, source: pathlib.Path, target: pathlib.Path) -> Judgement:
-    """What lies at `target`, to be made of `source`."""
+  def judge(self, source: pathlib.Path, target: pathlib.Path, companions: Mapping[str, pathlib.Path] = {}) -> Judgement:
+    """What lies at `target`, to be made of `source` and of what belongs to it."""
     if not os.path.lexists(target) or target.is_dir():
       return Judgement("absent")
     manifest = self.manifest(target.parent)
@@ -226,6 +245,10 @@ class Results:
       return Judgement("foreign", "was changed since it was restored" if known else "was not made by this program")
     if not (of_this := [record for record in records if record.input.fits(source)]):
       return Judgement("stale", "made before its input changed")
+    changed = [_changed(record.companions, companions) for record in of_this]
+    if "" not in changed:
+      return Judgement("stale", f"made before its {changed[0]} changed")
+    of_this = [record for record, kind in zip(of_this, changed, strict=True) if not kind]
     differing = [differences(record.settings, self.wanted) for record in of_this]
     if [] in differing:
       return Judgement("current")

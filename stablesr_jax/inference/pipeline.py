@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,17 +18,19 @@ from stablesr_jax.errors import UserError
 from stablesr_jax.inference import color, frames, tiling
 from stablesr_jax.inference.denoiser import Denoiser
 from stablesr_jax.inference.output_size import OutputSize, output_size
+from stablesr_jax.inference.pre_clean import PreCleaner
 from stablesr_jax.inference.tiled_autoencoder import TiledAutoencoder
 from stablesr_jax.inference.tiling import Sheet
 from stablesr_jax.models import winograd
 from stablesr_jax.models.components import modules
-from stablesr_jax.models.kl_autoencoder import sample_posterior
+from stablesr_jax.models.kl_autoencoder import posterior, sample_posterior
 from stablesr_jax.models.parameters import Params, apply
 from stablesr_jax.models.tokenizer import tokenize
 from stablesr_jax.parallel import data_mesh, for_devices, free_memory, platform, replicated
 from stablesr_jax.pixels import Picture, like, to_float
 
 Progress = Callable[[int, int], object]
+Watch = Callable[[int, int, Float[np.ndarray, "_ _ 3"]], object]
 
 # The share of the free memory that may be taken by what is kept from encoding to decoding.
 _KEPT_FOR_DECODING = 0.25
@@ -138,6 +140,10 @@ class StableSR:
     seed: int | np.integer | Key[Array, ""] = 42,
     sampling: SamplingConfig | None = None,
     progress: Progress | None = None,
+    pre_cleaner: PreCleaner | None = None,
+    reference: Picture | None = None,
+    watch: Callable[[int, Picture], object] | None = None,
+    watch_every: int = 1,
   ) -> Picture:
     """Enlarges and restores one picture.
 
@@ -147,6 +153,10 @@ class StableSR:
       seed: An integer, or a `jax.random.key`. The result depends on it and the picture, not on batches or devices.
       sampling: As in `upscale_batch`.
       progress: As in `upscale_batch`.
+      pre_cleaner: Cleans the picture first.
+      reference: A picture of any size that guides the restoration, by `sampling.reference_weight`.
+      watch: Called after steps with (steps done, the picture as the step has it, of the input's kind).
+      watch_every: As in `upscale_batch`.
 
     Returns:
       The same kind as the input: PIL RGB, uint8, or float32 in [0, 1]; (round(scale H), round(scale W), 3) of a scale.
@@ -155,7 +165,17 @@ class StableSR:
       UserError: The picture's shape, type or range, the scale, or an option is wrong, or the result is not finite.
     """
     key = jax.random.key(seed) if isinstance(seed, int | np.integer) else seed
-    [restored] = self.upscale_batch([to_float(image)], scale=scale, keys=[key], sampling=sampling, progress=progress)
+    pixels = to_float(image)
+    [restored] = self.upscale_batch(
+      [pre_cleaner.clean(pixels) if pre_cleaner else pixels],
+      scale=scale,
+      keys=[key],
+      sampling=sampling,
+      progress=progress,
+      references=None if reference is None else [to_float(reference)],
+      watch=watch and (lambda _, done, picture: watch(done, like(picture, image))),
+      watch_every=watch_every,
+    )
     return like(restored, image)
 
   def upscale_batch(
@@ -166,6 +186,9 @@ class StableSR:
     keys: Sequence[Key[Array, ""]],
     sampling: SamplingConfig | None = None,
     progress: Progress | None = None,
+    references: Sequence[np.ndarray] | None = None,
+    watch: Watch | None = None,
+    watch_every: int = 1,
   ) -> list[Float[np.ndarray, "_ _ 3"]]:
     """Enlarges and restores pictures of any sizes together: their tiles fill the same batches.
 
@@ -175,6 +198,11 @@ class StableSR:
       keys: A `jax.random.key` for each picture.
       sampling: The settings of the sampling; by default the model's own.
       progress: Called with (steps done, steps).
+      references: Pictures (H, W, 3) of any sizes, float32 in [0, 1], one for each, to which the steps are drawn by
+        `sampling.reference_weight` (see `samplers.plan`); None: there are none.
+      watch: Called after steps with (the picture's number, steps done, the picture): the step's x0, decoded and
+        corrected as the result is. It costs a decoding each.
+      watch_every: After how many steps `watch` is called; after the last one it is.
 
     Returns:
       (round(scale H), round(scale W), 3) float32 in [0, 1] for each, of a scale; otherwise `OutputSize.of` it.
@@ -186,16 +214,21 @@ class StableSR:
     self.check(sampling)
     if len(keys) != len(images):
       raise UserError(f"{len(images)} images, but {len(keys)} keys: must be as many")
+    if references is not None and len(references) != len(images):
+      raise UserError(f"{len(images)} images, but {len(references)} references: must be as many")
+    if watch_every < 1:
+      raise UserError(f"watch-every {watch_every}: must be at least 1")
     if not images:
       return []
     plans = [self._plan(np.shape(image), scale, sampling) for image in images]
     images = [_require_floats(image) for image in images]
+    references = references and [_require_floats(reference) for reference in references]
     shapes = sorted({plan.tile for plan in plans})
     results: dict[int, np.ndarray] = {}
     for nth, shape in enumerate(shapes):
       alike = {number: plan for number, plan in enumerate(plans) if plan.tile == shape}
       told = progress and functools.partial(_tell_part, progress, nth, len(shapes))
-      results |= self._upscale_alike(alike, images, keys, sampling, told)
+      results |= self._upscale_alike(alike, images, keys, sampling, told, references, watch, watch_every)
     return [results[number] for number in range(len(images))]
 
   def _upscale_alike(
@@ -205,6 +238,9 @@ class StableSR:
     keys: Sequence[Key[Array, ""]],
     sampling: SamplingConfig,
     progress: Progress | None,
+    references: Sequence[np.ndarray] | None,
+    watch: Watch | None,
+    watch_every: int,
   ) -> dict[int, np.ndarray]:
     """Restores those of the pictures that `plans` has the numbers of, whose tiles are of one shape."""
     bunches = self._bunches(plans)
@@ -217,6 +253,7 @@ class StableSR:
       sampling.overlap,
     )
     x, low = (jnp.zeros((*sheet.shape, channels)) for _ in range(2))
+    reference = None if references is None else jnp.zeros((*sheet.shape, channels))
     encoded, first = [], 0
     for bunch in bunches:
       lr, padded = _joined([plans[number].prepare(images[number], f) for number in bunch])
@@ -225,6 +262,10 @@ class StableSR:
       tops = np.array(sheet.tops[first : first + len(bunch)], np.int32)
       drawn = [keys[number] for number in bunch]
       x, low = _start(self.config, sampling.start_step, sampling.start_noise, moments, drawn, x, low, tops)
+      if references is not None:
+        _, guides = _joined([plans[number].prepare(references[number], f) for number in bunch])
+        moments, _ = self.autoencoder.encode(guides, sides)
+        reference = _lay_mean(self.autoencoder.config.scale_factor, moments, reference, tops)
       encoded.append((lr, padded, sides, features))
       first += len(bunch)
     steps = samplers.plan(self.config.diffusion, sampling)
@@ -232,23 +273,39 @@ class StableSR:
     # As many keys as a power of two, so that few programs serve any number of pictures.
     drawn = [keys[number] for number in order] + [keys[order[0]]] * ((1 << (len(order) - 1).bit_length()) - len(order))
     noise = frames.Noise(drawn, sheet.canvas, sheet.row, (sheet.shape[1], channels))
-    x = self.denoiser.sample(
-      x, low, sheet, jax.tree_util.Partial(_step_noise, noise), steps, conditions, progress=progress
-    )
 
-    results: dict[int, np.ndarray] = {}
-    first = 0
-    for bunch, (lr, padded, sides, features) in zip(bunches, encoded, strict=True):
-      latents = sheet.take(x, first, len(bunch), plans[bunch[0]].space(f))
-      decoded = self.autoencoder.decode(latents, padded, sides, features, sampling.fidelity_weight)
-      size = np.array([plans[number].size for number in bunch], np.int32)
-      finished = _finish(decoded, lr, size, color_fix=sampling.color_fix)
-      for number, restored in zip(bunch, finished, strict=True):
-        results[number] = plans[number].finish(restored)
-        if not np.isfinite(results[number]).all():
-          advice = "" if self._compute.dtype == "float32" else "; try float32 precision"
-          raise UserError(f"the result has values that are not finite{advice}")
-      first += len(bunch)
+    def pictures(x: jax.Array) -> Iterator[tuple[int, np.ndarray]]:
+      first = 0
+      for bunch, (lr, padded, sides, features) in zip(bunches, encoded, strict=True):
+        latents = sheet.take(x, first, len(bunch), plans[bunch[0]].space(f))
+        decoded = self.autoencoder.decode(latents, padded, sides, features, sampling.fidelity_weight)
+        size = np.array([plans[number].size for number in bunch], np.int32)
+        weight = np.float32(sampling.color_fix_weight)
+        finished = _finish(decoded, lr, size, weight, color_fix=sampling.color_fix)
+        for number, restored in zip(bunch, finished, strict=True):
+          yield number, plans[number].finish(restored)
+        first += len(bunch)
+
+    def show(done: int, x0: jax.Array) -> None:
+      if watch is not None and (done % watch_every == 0 or done == sampling.steps):
+        for number, picture in pictures(x0):
+          watch(number, done, picture)
+
+    x = self.denoiser.sample(
+      x,
+      low,
+      sheet,
+      jax.tree_util.Partial(_step_noise, noise),
+      steps,
+      conditions,
+      reference=reference,
+      progress=progress,
+      watch=show if watch is not None else None,
+    )
+    results = dict(pictures(x))
+    if not all(np.isfinite(result).all() for result in results.values()):
+      advice = "" if self._compute.dtype == "float32" else "; try float32 precision"
+      raise UserError(f"the result has values that are not finite{advice}")
     return results
 
   def check(self, sampling: SamplingConfig) -> None:
@@ -433,13 +490,26 @@ def _start(
   return tiling.lay(x, noised, tops), tiling.lay(low, latent, tops)
 
 
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _lay_mean(
+  scale_factor: float, moments: Float[Array, "b h w m"], sheet: Float[Array, "H W c"], tops: Int[Array, " b"]
+) -> Float[Array, "H W c"]:
+  """Lays pictures' latents on a sheet: their posteriors' means."""
+  return tiling.lay(sheet, scale_factor * posterior(moments)[0], tops)
+
+
 def _step_noise(noise: frames.Noise, number: jax.Array) -> Float[Array, "h w c"]:
   return noise(_STEPS, number)
 
 
 @functools.partial(jax.jit, static_argnames="color_fix")
 def _finish(
-  decoded: Float[Array, "b h w 3"], lr: Float[Array, "b h w 3"], size: Int[Array, "b 2"], *, color_fix: str
+  decoded: Float[Array, "b h w 3"],
+  lr: Float[Array, "b h w 3"],
+  size: Int[Array, "b 2"],
+  weight: Float[Array, ""],
+  *,
+  color_fix: str,
 ) -> Float[Array, "b h w 3"]:
   """The decoder's pictures in [0, 1], in the colours of `lr`."""
-  return jnp.clip(color.fix((decoded + 1) / 2, lr, color_fix, size), 0, 1)
+  return jnp.clip(color.fix((decoded + 1) / 2, lr, color_fix, size, weight), 0, 1)

@@ -33,12 +33,22 @@ class Job:
     target: The file to write; its folder is made if need be.
     name: What the picture's noise is drawn from, beside the seed: the file's name without its folder.
     content: The picture's bytes, where `source` is no file but names them in messages.
+    pre_cleaned: The picture that takes the input's place, if there is one.
+    reference: The picture that guides the restoration, if there is one.
   """
 
   source: pathlib.Path
   target: pathlib.Path
   name: str
   content: bytes | None = None
+  pre_cleaned: pathlib.Path | None = None
+  reference: pathlib.Path | None = None
+
+  @property
+  def companions(self) -> dict[str, pathlib.Path]:
+    """What belongs to the picture, by the name of its field."""
+    given = {"pre_cleaned": self.pre_cleaned, "reference": self.reference}
+    return {kind: path for kind, path in given.items() if path is not None}
 
 
 Failure = tuple[Job, Exception]
@@ -192,7 +202,7 @@ def foreign(job: Job, found: Judgement) -> UserError:
 
 def _judge(job: Job, results: Results | None) -> Judgement:
   if results is not None:
-    return results.judge(job.source, job.target)
+    return results.judge(job.source, job.target, job.companions)
   # The name was given for this result: it is nobody else's.
   return Judgement("stale") if job.target.is_file() else Judgement("absent")
 
