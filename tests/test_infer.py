@@ -141,6 +141,7 @@ def test_every_option_arrives(run, calls, tmp_path, monkeypatch):
     fidelity_weight=0.75,
     color_fix="none",
     color_fix_weight=0.5,
+    reference_weight=0.2,
     tile_size=32,
     tile_overlap=4,
   )

@@ -147,7 +147,9 @@ def _restore(arguments: Arguments, found: Found, place: Place, prog: str) -> tup
   results = None
   if found.recorded:
     model, written = model_identity(manifest, folder), output_of(arguments)
-    results = Results(settings(model, size_of(arguments), arguments.seed, sampling, arguments.precision, written, cleaner))
+    results = Results(
+      settings(model, size_of(arguments), arguments.seed, sampling, arguments.precision, written, cleaner)
+    )
   if not arguments.dry_run:
     prepare(found, place)
   plan = make_plan(found, results, arguments.existing, place)
