@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,7 +20,7 @@ def test_a_reference_guides_from_timestep_100_on():
 
 
 def test_x0_goes_against_the_gradient_of_the_squared_distance():
-  x, prediction, reference = np.random.default_rng(0).standard_normal((3, 2, 4, 4, 3), np.float32)
+  x, prediction, reference = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2, 4, 4, 3), np.float32))
   steps = samplers.plan(DiffusionConfig(), SamplingConfig(steps=1))
   row = samplers.Steps(*(column[0] for column in steps))
   x0 = samplers.predicted_x0(x, prediction, row)

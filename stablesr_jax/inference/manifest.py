@@ -193,6 +193,8 @@ _ANY = ("precision", "auto")
 def _difference(name: str, made: Any, wanted: Any) -> str:
   if name == "model":
     return "another model"
+  if name == "pre_clean":
+    return "another pre-cleaner, or none"
   if name == "meaning":
     return "another version"
   return f"{name.replace('_', '-')} {made!r}, now {wanted!r}"
