@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from stablesr_jax.config import AutoencoderConfig, ComputeConfig
 from stablesr_jax.models.attention import attention
 from stablesr_jax.models.feature_wrapping import ControllableFeatureWrapping, Scalar
-from stablesr_jax.models.layers import Conv, Downsample, GroupNorm, Mask, ResidualBlock, Upsample, group_norm
+from stablesr_jax.models.layers import Conv, Dense, Downsample, GroupNorm, Mask, ResidualBlock, Upsample, group_norm
 
 Features = Float[Array, "b h w c"]
 Images = Float[Array, "b h w 3"]
@@ -46,7 +46,7 @@ class PixelAttention(nn.Module):
     norm = group_norm(self.compute, groups=self.config.norm_groups, epsilon=1e-6, name="norm")
     h = norm(x, mask=mask).reshape(b, height * width, c)
     keys = None if mask is None else mask.reshape(b, height * width)
-    project = lambda name: nn.Dense(c, dtype=self.compute.jax_dtype, name=name)
+    project = lambda name: Dense(c, dtype=self.compute.jax_dtype, name=name)
     q, k, v = (project(name)(h)[:, :, None] for name in ("q", "k", "v"))
     return x + project("out")(attention(q, k, v, self.compute, keys=keys)[:, :, 0]).reshape(x.shape)
 

@@ -1,6 +1,7 @@
 """Building blocks shared by the networks. Images and features are (B, H, W, C)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -31,6 +32,27 @@ def timestep_embedding(t: Shaped[Array, " b"], dim: int, max_period: float = 100
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+class Layer(nn.Module):
+  """A module that takes its parameters as they are.
+
+  Flax traces the initializer of each parameter that is there, to compare the shapes: half of the time that tracing a
+  network takes. Here those of a model are compared once, when they are loaded.
+  """
+
+  def param(self, name: str, init_fn: Callable[..., Any], *init_args: Any, **options: Any) -> Any:
+    if self.has_variable("params", name):
+      return self.get_variable("params", name)
+    return super().param(name, init_fn, *init_args, **options)
+
+
+class Dense(Layer, nn.Dense):
+  """A linear layer of the last axis."""
+
+
+class LayerNorm(Layer, nn.LayerNorm):
+  """LayerNorm over the last axis."""
+
+
 class TimeEmbedding(nn.Module):
   """Timesteps (B,) -> (B, 4 * channels): sinusoids, then two dense layers."""
 
@@ -40,11 +62,11 @@ class TimeEmbedding(nn.Module):
   @nn.compact
   def __call__(self, t: Shaped[Array, " b"]) -> Float[Array, "b d"]:
     dtype = self.compute.jax_dtype
-    h = nn.Dense(4 * self.channels, dtype=dtype, name="dense1")(timestep_embedding(t, self.channels))
-    return nn.Dense(4 * self.channels, dtype=dtype, name="dense2")(nn.silu(h))
+    h = Dense(4 * self.channels, dtype=dtype, name="dense1")(timestep_embedding(t, self.channels))
+    return Dense(4 * self.channels, dtype=dtype, name="dense2")(nn.silu(h))
 
 
-class Conv(nn.Module):
+class Conv(Layer):
   """A convolution with PyTorch's symmetric padding, after nearest-neighbour upsampling by 2 if `upsample`.
 
   Parameters that `winograd.prepare` made have its filters in place of its kernel.
@@ -91,7 +113,7 @@ def within(mask: Mask, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
   return x if mask is None else jnp.where(mask, x, 0)
 
 
-class GroupNorm(nn.GroupNorm):
+class GroupNorm(Layer, nn.GroupNorm):
   """GroupNorm whose statistics are those of the mask's pixels; float32 whatever the compute dtype."""
 
   def __call__(self, x: Float[Array, "b *s c"], *, mask: Mask = None) -> Float[Array, "b *s c"]:
@@ -132,7 +154,7 @@ class ResidualBlock(nn.Module):
     h = nn.silu(group_norm(compute, groups=self.groups, epsilon=self.epsilon, name="norm1")(x, mask=mask))
     h = Conv(self.features, compute, name="conv1")(h, mask)
     if time is not None:
-      h += nn.Dense(self.features, dtype=compute.jax_dtype, name="time")(nn.silu(time))[:, None, None]
+      h += Dense(self.features, dtype=compute.jax_dtype, name="time")(nn.silu(time))[:, None, None]
     h = nn.silu(group_norm(compute, groups=self.groups, epsilon=self.epsilon, name="norm2")(h, mask=mask))
     h = Conv(self.features, compute, kernel_init=nn.initializers.zeros, name="conv2")(h, mask)
     if self.modulate is not None:
@@ -189,8 +211,8 @@ class SelfAttentionBlock(nn.Module):
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     b, height, width, c = x.shape
     h = group_norm(self.compute, groups=self.groups, name="norm")(x).reshape(b, height * width, c)
-    qkv = nn.Dense(3 * c, dtype=self.compute.jax_dtype, name="qkv")(h)
+    qkv = Dense(3 * c, dtype=self.compute.jax_dtype, name="qkv")(h)
     q, k, v = jnp.split(qkv.reshape(b, height * width, self.heads, 3 * c // self.heads), 3, axis=-1)
     h = attention(q, k, v, self.compute).reshape(b, height * width, c)
-    h = nn.Dense(c, dtype=self.compute.jax_dtype, kernel_init=nn.initializers.zeros, name="out")(h)
+    h = Dense(c, dtype=self.compute.jax_dtype, kernel_init=nn.initializers.zeros, name="out")(h)
     return x + h.reshape(x.shape)

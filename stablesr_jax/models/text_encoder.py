@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from stablesr_jax.config import ComputeConfig, TextEncoderConfig
 from stablesr_jax.models.attention import attention
+from stablesr_jax.models.layers import Dense, LayerNorm
 
 
 class TextBlock(nn.Module):
@@ -17,13 +18,13 @@ class TextBlock(nn.Module):
     """A token attends to those up to itself."""
     b, n, c = x.shape
     dtype = self.compute.jax_dtype
-    h = nn.LayerNorm(epsilon=1e-5, dtype=dtype, name="norm1")(x)
-    qkv = nn.Dense(3 * c, dtype=dtype, name="qkv")(h)
+    h = LayerNorm(epsilon=1e-5, dtype=dtype, name="norm1")(x)
+    qkv = Dense(3 * c, dtype=dtype, name="qkv")(h)
     q, k, v = (a.reshape(b, n, self.heads, -1) for a in jnp.split(qkv, 3, axis=-1))
-    x += nn.Dense(c, dtype=dtype, name="out")(attention(q, k, v, self.compute, causal=True).reshape(b, n, c))
-    h = nn.LayerNorm(epsilon=1e-5, dtype=dtype, name="norm2")(x)
-    h = nn.gelu(nn.Dense(4 * c, dtype=dtype, name="widen")(h), approximate=False)
-    return x + nn.Dense(c, dtype=dtype, name="narrow")(h)
+    x += Dense(c, dtype=dtype, name="out")(attention(q, k, v, self.compute, causal=True).reshape(b, n, c))
+    h = LayerNorm(epsilon=1e-5, dtype=dtype, name="norm2")(x)
+    h = nn.gelu(Dense(4 * c, dtype=dtype, name="widen")(h), approximate=False)
+    return x + Dense(c, dtype=dtype, name="narrow")(h)
 
 
 class TextEncoder(nn.Module):
@@ -41,4 +42,4 @@ class TextEncoder(nn.Module):
     x = x.astype(self.compute.jax_dtype)
     for i in range(c.layers):
       x = TextBlock(c.heads, self.compute, name=f"layer_{i}")(x)
-    return nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name="norm_out")(x)
+    return LayerNorm(epsilon=1e-5, dtype=jnp.float32, name="norm_out")(x)

@@ -8,7 +8,16 @@ from jaxtyping import Array, Float, Shaped
 
 from stablesr_jax.config import ComputeConfig, UNetConfig
 from stablesr_jax.models.attention import attention
-from stablesr_jax.models.layers import Conv, Downsample, ResidualBlock, TimeEmbedding, Upsample, group_norm
+from stablesr_jax.models.layers import (
+  Conv,
+  Dense,
+  Downsample,
+  LayerNorm,
+  ResidualBlock,
+  TimeEmbedding,
+  Upsample,
+  group_norm,
+)
 from stablesr_jax.models.sft import modulation
 
 # A CPU takes a feed-forward layer this many tokens at a time: widened features of more do not stay in its cache.
@@ -27,10 +36,10 @@ class SelfAttention(nn.Module):
   @nn.compact
   def __call__(self, x: Tokens) -> Tokens:
     b, n, c = x.shape
-    project = lambda name: nn.Dense(c, use_bias=False, dtype=self.compute.jax_dtype, name=name)
+    project = lambda name: Dense(c, use_bias=False, dtype=self.compute.jax_dtype, name=name)
     q, k, v = (project(name)(x).reshape(b, n, -1, self.head_channels) for name in ("q", "k", "v"))
     h = attention(q, k, v, self.compute).reshape(b, n, c)
-    return nn.Dense(c, dtype=self.compute.jax_dtype, name="out")(h)
+    return Dense(c, dtype=self.compute.jax_dtype, name="out")(h)
 
 
 class CrossAttention(nn.Module):
@@ -41,9 +50,9 @@ class CrossAttention(nn.Module):
   compute: ComputeConfig
 
   def setup(self):
-    project = lambda: nn.Dense(self.channels, use_bias=False, dtype=self.compute.jax_dtype)
+    project = lambda: Dense(self.channels, use_bias=False, dtype=self.compute.jax_dtype)
     self.q, self.k, self.v = project(), project(), project()
-    self.out = nn.Dense(self.channels, dtype=self.compute.jax_dtype)
+    self.out = Dense(self.channels, dtype=self.compute.jax_dtype)
 
   def project_context(self, context: Float[Array, "b m c"]) -> KeysValues:
     """The keys and values of prompts' embeddings."""
@@ -62,8 +71,8 @@ class FeedForward(nn.Module):
   compute: ComputeConfig
 
   def setup(self):
-    self.widen = nn.Dense(8 * self.channels, dtype=self.compute.jax_dtype)
-    self.out = nn.Dense(self.channels, dtype=self.compute.jax_dtype)
+    self.widen = Dense(8 * self.channels, dtype=self.compute.jax_dtype)
+    self.out = Dense(self.channels, dtype=self.compute.jax_dtype)
 
   def __call__(self, x: Tokens) -> Tokens:
     n = x.shape[1]
@@ -85,14 +94,14 @@ class SpatialTransformer(nn.Module):
   norm_groups: int = 32
 
   def setup(self):
-    layer_norm = lambda: nn.LayerNorm(epsilon=1e-5, dtype=self.compute.jax_dtype)
+    layer_norm = lambda: LayerNorm(epsilon=1e-5, dtype=self.compute.jax_dtype)
     self.norm = group_norm(self.compute, groups=self.norm_groups, epsilon=1e-6)
-    self.proj_in = nn.Dense(self.channels, dtype=self.compute.jax_dtype)
+    self.proj_in = Dense(self.channels, dtype=self.compute.jax_dtype)
     self.norm1, self.norm2, self.norm3 = layer_norm(), layer_norm(), layer_norm()
     self.self_attention = SelfAttention(self.head_channels, self.compute)
     self.cross_attention = CrossAttention(self.channels, self.head_channels, self.compute)
     self.feed_forward = FeedForward(self.channels, self.compute)
-    self.proj_out = nn.Dense(self.channels, dtype=self.compute.jax_dtype, kernel_init=nn.initializers.zeros)
+    self.proj_out = Dense(self.channels, dtype=self.compute.jax_dtype, kernel_init=nn.initializers.zeros)
 
   def __call__(self, x: Features, context: KeysValues) -> Features:
     h = self.proj_in(self.norm(x).reshape(x.shape[0], -1, x.shape[-1]))
