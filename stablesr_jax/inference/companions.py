@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import os
 import pathlib
 
@@ -49,15 +50,12 @@ def _with(found: Found, root: pathlib.Path, kind: str, place: pathlib.Path, seve
   if _real(root) in _real(place).parents:
     own = [job for job in own if _real(place) not in _real(job.source).parents]
     passed[f"in the folder of {COMPANIONS[kind]}s"] = len(found.jobs) - len(own)
-  jobs, refused, listed = list[Job](), list[Failure](), dict[pathlib.Path, list[str]]()
+  jobs, refused, pictures = list[Job](), list[Failure](), functools.cache(_Pictures)
   for job in own:
     if job.content is not None:
       raise UserError(f"{place}: is a folder, but {job.source} has no file name; give a file")
-    folder = place / job.source.parent.relative_to(root)
-    if folder not in listed:
-      listed[folder] = _names(folder)
     try:
-      path = _companion(job.source.name, folder, listed[folder], COMPANIONS[kind])
+      path = pictures(place / job.source.parent.relative_to(root)).of(job.source.name, COMPANIONS[kind])
     except UserError as error:
       if not several:
         raise UserError(f"{job.source}: {error}") from error
@@ -73,28 +71,35 @@ def _joined(job: Job, kind: str, path: pathlib.Path) -> Job:
   return dataclasses.replace(job, **{kind: path})
 
 
-def _companion(name: str, folder: pathlib.Path, names: list[str], what: str) -> pathlib.Path:
-  """The one file in a folder that belongs to a picture."""
-  stem, bare = pathlib.Path(name).stem, lambda other: pathlib.Path(other).stem
-  for matching in (
-    [other for other in names if other == name],
-    [other for other in names if bare(other) == name],
-    [other for other in names if bare(other) == stem],
-  ):
+class _Pictures:
+  """The pictures in a folder, by their names."""
+
+  def __init__(self, folder: pathlib.Path):
+    self._folder, self._stems = folder, collections.defaultdict[str, list[str]](list)
+    try:
+      names = sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+      names = []
+    self._names = {name for name in names if pathlib.Path(name).suffix.lower() in IMAGE_SUFFIXES}
+    for name in names:
+      if name in self._names and not name.startswith("."):
+        self._stems[pathlib.Path(name).stem].append(name)
+
+  def of(self, name: str, what: str) -> pathlib.Path:
+    """The one that belongs to a picture of this name.
+
+    Raises:
+      UserError: There is none, or more than one; `what` says what it is.
+    """
+    stem = pathlib.Path(name).stem
+    if name in self._names:
+      return self._folder / name
+    matching = self._stems.get(name) or self._stems.get(stem) or []
     if len(matching) == 1:
-      return folder / matching[0]
+      return self._folder / matching[0]
     if matching:
-      raise UserError(f"its {what} may be any of {', '.join(matching[:3])} in {folder}")
-  raise UserError(f"has no {what}: there is no {stem} with an image's suffix in {folder}")
-
-
-def _names(folder: pathlib.Path) -> list[str]:
-  """The pictures in a folder."""
-  try:
-    names = sorted(os.listdir(folder))
-  except (FileNotFoundError, NotADirectoryError):
-    return []
-  return [name for name in names if not name.startswith(".") and pathlib.Path(name).suffix.lower() in IMAGE_SUFFIXES]
+      raise UserError(f"its {what} may be any of {', '.join(matching[:3])} in {self._folder}")
+    raise UserError(f"has no {what}: there is no {stem} with an image's suffix in {self._folder}")
 
 
 def _real(path: pathlib.Path) -> pathlib.Path:
