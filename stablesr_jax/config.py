@@ -317,7 +317,7 @@ class SamplingConfig:
   color_fix: Literal["adain", "wavelet", "lab", "none"] = "adain"
   color_fix_weight: Fraction = 1.0
   reference_weight: Annotated[float, Field(ge=0, le=0.5)] = 0.05
-  tile_size: Annotated[int, Field(ge=8, multiple_of=8)] = 64
+  tile_size: Annotated[int, Field(ge=8, multiple_of=8, le=4096)] = 64
   tile_overlap: Natural | None = None
 
   def __post_init__(self):

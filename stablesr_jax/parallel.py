@@ -31,7 +31,8 @@ def connect(coordinator: str | None = None, processes: int | None = None, proces
   if any(given) and not all(given):
     raise UserError("coordinator, processes and process: give all three or none")
   if coordinator is not None and processes is not None and process is not None:
-    if not re.fullmatch(r".+:\d+", coordinator):
+    port = re.fullmatch(r".+:(\d{1,5})", coordinator)
+    if port is None or not 0 < int(port[1]) < 2**16:
       raise UserError(f"coordinator {coordinator}: must be HOST:PORT")
     if processes < 1:
       raise UserError(f"processes {processes}: must be at least 1")
@@ -56,7 +57,9 @@ def start_devices() -> None:
     jax.devices()
   except (RuntimeError, AssertionError) as error:  # JAX asserts that there is one
     if not setting:
-      raise UserError(f"JAX cannot start its devices: {first_line(error)}") from error
+      named = [f"{name}={os.environ[name]}" for name in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES") if os.environ.get(name)]
+      with_them = f" with {' and '.join(named)}" if named else ""
+      raise UserError(f"JAX cannot start its devices{with_them}: {first_line(error)}") from error
     reason = f" ({first_line(error)})" if str(error) else ""
     raise UserError(f"JAX_PLATFORMS={setting}: JAX finds no such device here{reason}") from error
 

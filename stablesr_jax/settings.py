@@ -10,7 +10,6 @@ import functools
 import json
 import pathlib
 import re
-import textwrap
 import typing
 from typing import Annotated, Any, TypeVar
 
@@ -33,6 +32,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 """A probability, or a weight of 0 to 1."""
 Name = Annotated[str, Field(min_length=1)]
 """A string that is not empty."""
+
+_SHOWN = 120  # characters
 
 # strict: True is no integer, "1" is none, and 1.0 is none either; an integer is taken for a float.
 _CHECKS = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -177,6 +178,8 @@ def _explain(cls: Any, errors: ValidationError) -> tuple[str, str]:
       wanted = "must be " + " or ".join(str(e["loc"][-1]) for e in errors.errors() if list(e["loc"][:-1]) == path)
     case "value_error" if isinstance(cause, _BrokenRule):
       path, value, wanted = [*path, cause.field], cause.value, cause.wanted
+    case "value_error" if isinstance(cause, UserError) and not path:  # of a rule between fields
+      return "", str(cause)
     case "value_error" if isinstance(cause, UserError):
       wanted = str(cause)
     case "value_error" | "assertion_error" if cause is not None:  # a bug in a rule
@@ -193,7 +196,12 @@ def _as_flag(name: str) -> str:
 
 
 def _said(value: object, wanted: str) -> str:
-  return f" {textwrap.shorten(repr(value), 120, placeholder=' ...')}: {wanted}"
+  return f" {shorten(repr(value))}: {wanted}"
+
+
+def shorten(text: str) -> str:
+  """What of a value is shown in a line."""
+  return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 4]} ..."
 
 
 def _class_at(cls: Any, path: list[int | str]) -> Any:

@@ -148,7 +148,7 @@ def test_work_goes_on_when_nobody_reads_the_output():
 
     flush = write
 
-  output = common._Output(Closed())
+  output = common.StandardOutput(Closed())
   print("a result", file=output, flush=True)
   print("another", file=output, flush=True)
   assert isinstance(output._error, BrokenPipeError)

@@ -109,14 +109,16 @@ def test_training_is_told_to_stop_after_the_step(handler, capfd):
 
 def test_sigterm_is_no_interrupt():
   with StopRequest() as stop:
+    assert not stop.after(1)
     signal.raise_signal(signal.SIGTERM)
-    assert stop.after(1)
+    assert stop.after(2)
   stop.raise_interrupted()
 
 
-def test_before_the_first_step_training_ends():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_before_the_first_step_training_ends(number):
   with pytest.raises(KeyboardInterrupt), StopRequest():
-    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(number)
   assert signal.getsignal(signal.SIGINT) is end_now
 
 

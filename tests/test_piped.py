@@ -1,5 +1,6 @@
 """Pictures through pipes, what is told when the disk is short, and a run that is told to stop."""
 
+import errno
 import io
 import os
 import pathlib
@@ -131,3 +132,52 @@ def test_a_run_that_is_terminated_says_how_to_go_on(stub, monkeypatch, tmp_path,
   assert signal.getsignal(signal.SIGTERM) is before
   assert run(tmp_path / "in", tmp_path / "out") == 0 and len(done) == 4
   assert "2 restored, 1 as before" in capsys.readouterr().err
+
+
+def test_closed_streams_are_told(stub, monkeypatch, tmp_path, capsys):
+  Image.fromarray(photograph(6, 8)).save(tmp_path / "a.png")
+  monkeypatch.setattr(sys, "stdin", None)
+  assert run("-", tmp_path / "out.png") == 2
+  assert capsys.readouterr().err == "infer.py: error: --input -: standard input is closed\n"
+  monkeypatch.setattr(sys, "stdout", None)
+  for options in ((), ("--dry-run",)):
+    assert run(tmp_path / "a.png", "-", *options) == 2
+    assert capsys.readouterr().err == "infer.py: error: standard output is closed\n"
+
+
+def test_without_standard_error_nothing_gets_into_the_picture(stub, monkeypatch, tmp_path, capsysbinary):
+  Image.fromarray(photograph(6, 8)).save(tmp_path / "a.png")
+  monkeypatch.setattr(sys, "stderr", None)
+  assert run(tmp_path / "a.png", "-", "--width", 16, "--height", 99) == 0
+  assert capsysbinary.readouterr().out.startswith(b"\x89PNG")
+  assert run(tmp_path / "missing.png", "-") == 2
+  assert capsysbinary.readouterr().out == b""
+
+
+@pytest.mark.parametrize(
+  "error, code, message",
+  [
+    (BrokenPipeError(), 0, ""),
+    (
+      OSError(errno.ENOSPC, "No space left on device"),
+      2,
+      "standard output cannot be written (No space left on device)",
+    ),
+  ],
+)
+def test_a_picture_that_nobody_can_get(stub, monkeypatch, tmp_path, capsys, error, code, message):
+  class Lost(io.RawIOBase):
+    def write(self, content):
+      raise error
+
+    def writable(self):
+      return True
+
+    def fileno(self):
+      return os.open(os.devnull, os.O_WRONLY)
+
+  Image.fromarray(photograph(6, 8)).save(tmp_path / "a.png")
+  lost = io.TextIOWrapper(Lost())  # pyright: ignore[reportArgumentType]
+  monkeypatch.setattr(sys, "stdout", lost)
+  assert run(tmp_path / "a.png", "-") == code
+  assert capsys.readouterr().err == (f"infer.py: error: {message}\n" if message else "")

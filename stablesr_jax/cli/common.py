@@ -91,8 +91,9 @@ def run(prog: str, main: Callable[[], int], *, out_of_memory: str = "") -> int:
   """
   if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
     sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have what it cannot show
-  output = _Output(sys.stdout or io.StringIO())  # None, where the program was started without one
-  with contextlib.redirect_stdout(output):
+  # None, where the program was started without one; `print` then takes the other.
+  output, errors = StandardOutput(sys.stdout or io.StringIO()), sys.stderr or io.StringIO()
+  with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
     try:
       with stoppable():
         code = main()
@@ -108,7 +109,7 @@ def run(prog: str, main: Callable[[], int], *, out_of_memory: str = "") -> int:
   return code or output.close(prog)
 
 
-class _Output:
+class StandardOutput:
   """Standard output; that nobody can get what is written is no reason to stop."""
 
   def __init__(self, stream: Any):
@@ -118,6 +119,20 @@ class _Output:
   def write(self, text: str) -> int:
     self._unless_lost(lambda: self._stream.write(text))
     return len(text)
+
+  def write_bytes(self, content: bytes) -> None:
+    """Writes what is no text.
+
+    Raises:
+      UserError: The program was started without a standard output.
+    """
+    self.require_binary()
+    self._unless_lost(lambda: self._stream.buffer.write(content))
+
+  def require_binary(self) -> None:
+    """Raises UserError where there is nothing to write bytes to."""
+    if not hasattr(self._stream, "buffer"):
+      raise UserError("standard output is closed")
 
   def flush(self) -> None:
     self._unless_lost(self._stream.flush)

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import pathlib
-import shutil
 import signal
 import sys
 import tempfile
@@ -12,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from stablesr_jax.cli.common import BAD_INPUT, parse, run, tell, warn
+from stablesr_jax.cli.common import BAD_INPUT, StandardOutput, parse, run, tell, warn
 from stablesr_jax.cli.console import OUT_OF_MEMORY, Console
 from stablesr_jax.cli.dry_run import tell_plan
 from stablesr_jax.cli.infer_arguments import Arguments, check, namer, output_of, sampling_of, size_of, steps_of
@@ -50,15 +49,16 @@ def _to_stdout(arguments: Arguments, place: Place, prog: str) -> int:
   """Restores a picture, and writes nothing but its PNG to standard output."""
   if pathlib.Path(arguments.input).is_dir():
     raise UserError("--output -: takes a single picture, but the input is a folder")
-  if sys.stdout.isatty() and not arguments.dry_run:
+  output = sys.stdout
+  assert isinstance(output, StandardOutput)  # of `run`
+  output.require_binary()
+  if output.isatty() and not arguments.dry_run:
     raise UserError("--output -: standard output is a terminal; send it to a file or a program (... > restored.png)")
   with tempfile.TemporaryDirectory(prefix="stablesr-") as folder:
     target = pathlib.Path(folder, "result.png")
     code = _to_files(arguments, target, place, prog)
     if target.is_file():
-      with target.open("rb") as file:
-        shutil.copyfileobj(file, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+      output.write_bytes(target.read_bytes())
   return code
 
 

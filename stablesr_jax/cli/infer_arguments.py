@@ -5,6 +5,7 @@ import functools
 import math
 import os
 import pathlib
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,6 +18,7 @@ from stablesr_jax.inference.output_size import OutputSize
 from stablesr_jax.inference.plan import Existing, Found
 from stablesr_jax.inference.presets import Preset, with_preset
 from stablesr_jax.inference.step_pictures import StepPictures
+from stablesr_jax.settings import shorten
 
 if TYPE_CHECKING:
   from stablesr_jax.config import SamplingConfig
@@ -191,9 +193,9 @@ def check(arguments: Arguments) -> None:
   a = arguments
   size_of(a)
   for ok, message in (
+    (a.tile_batch is None or 1 <= a.tile_batch <= 4096, f"tile-batch {a.tile_batch}: must be 1 to 4096"),
     (0 <= a.seed < 2**32, f"seed {a.seed}: must be 0 to {2**32 - 1}"),
-    (a.tile_batch is None or a.tile_batch >= 1, f"tile-batch {a.tile_batch}: must be at least 1"),
-    (a.group == "auto" or (a.group.isdecimal() and int(a.group) >= 1), f"group {a.group}: must be auto or at least 1"),
+    (bool(re.fullmatch("auto|0*[1-9][0-9]{0,8}", a.group)), f"group {shorten(a.group)}: must be auto or at least 1"),
     (a.pre_clean is None or a.pre_cleaned is None, "--pre-clean and --pre-cleaned: give one of them"),
     (a.save_steps_every is None or a.save_steps is not None, "--save-steps-every: is only for --save-steps"),
     (a.autoencoder_tile >= 64, f"autoencoder-tile {a.autoencoder_tile}: must be at least 64 pixels"),

@@ -25,6 +25,8 @@ def read_piped(given: str, output: pathlib.Path, written: Output) -> Found:
   """
   source = pathlib.Path(given)
   name = "standard input" if given == "-" else given
+  if given == "-" and sys.stdin is None:
+    raise UserError("--input -: standard input is closed")
   if given == "-" and sys.stdin.isatty():
     raise UserError("--input -: standard input is a terminal; send a picture to it (... < photo.jpg)")
   if given != "-" and str(source.parent) not in _OPEN_FILES:

@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from stablesr_jax.images import decode_image
 
 _MAX_SUBSTITUTES = 1000
 _BAD_IMAGES_LOGGED = 5
+_WORKERS_OF_A_CORE = 8
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +136,8 @@ class Batches(Iterator[dict[str, np.ndarray]]):
   def _open(self) -> Any:
     grain = require("grain")
     workers, prefetch = self._config.workers, self._config.prefetch
+    if workers > (most := _WORKERS_OF_A_CORE * (os.cpu_count() or 1)):
+      raise UserError(f"data.workers {workers}: must be at most {most} on this machine, {_WORKERS_OF_A_CORE} a core")
     if not workers:
       return iter(self._blocks[self._next :].to_iter_dataset(grain.ReadOptions(prefetch, prefetch)))
     flags = require("absl.flags").FLAGS  # Grain reads some before it starts processes.

@@ -67,7 +67,7 @@ class DataConfig:
   """
 
   sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
-  crop_size: Count = 512
+  crop_size: Annotated[int, Field(ge=1, le=2**16)] = 512
   scale: Count = 4
   scale_range: Annotated[tuple[Positive, Positive], within(0, 4)] = (1.0, 1.0)
   flips: bool = True

@@ -62,9 +62,9 @@ class Output:
     fields = [field for _, field, _, _ in parts if field is not None]
     plain = all(not spec and not conversion for _, field, spec, conversion in parts if field is not None)
     known = "must be made of {stem}, {name}, {scale}, {model} and text"
-    require(plain and set(fields) <= set(_NAME_FIELDS), "name", repr(self.name), known)
-    require(bool({"stem", "name"} & set(fields)), "name", repr(self.name), "must have {stem} or {name} in it")
-    require(not {"/", "\\", "\0"} & set(self.name), "name", repr(self.name), "must not lead to another folder")
+    require(plain and set(fields) <= set(_NAME_FIELDS), "name", self.name, known)
+    require(bool({"stem", "name"} & set(fields)), "name", self.name, "must have {stem} or {name} in it")
+    require(not {"/", "\\", "\0"} & set(self.name), "name", self.name, "must not lead to another folder")
     if self.format is not None:
       self.require_suits(pathlib.Path(f"results.{self.format}"))
 

@@ -15,7 +15,7 @@ from stablesr_jax.interrupts import end_now, interrupt
 class StopRequest:
   """Tells the loop that SIGTERM or Ctrl-C came. With several processes they agree on the step to stop after.
 
-  Before the first step there is nothing to save, and Ctrl-C raises KeyboardInterrupt; a second Ctrl-C always ends the
+  Before the first step there is nothing to save, and both raise KeyboardInterrupt; a second Ctrl-C always ends the
   program at once. A context manager, for the main thread; on leaving, the signals are handled as before.
   """
 
@@ -35,7 +35,9 @@ class StopRequest:
       if number != signal.SIGINT or kind is not KeyboardInterrupt:  # else the next one ends the program
         signal.signal(number, handler)
 
-  def _note(self, *_: object) -> None:
+  def _note(self, number: int, frame: FrameType | None) -> None:
+    if not self._stepped:
+      interrupt(number, frame)
     self._came = True
 
   def _interrupt(self, number: int, frame: FrameType | None) -> None:
