@@ -25,3 +25,9 @@ def system_errno(error: BaseException) -> int | None:
     return error.errno
   code = re.search(r"\[os_error_code='(\d+)'\]", str(error))
   return int(code[1]) if code else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+  """Whether an error says that there is no memory left, on the host or on a device."""
+  # JAX's own class for it, a RuntimeError, is not imported here: `--help` should answer at once.
+  return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error))

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from stablesr_jax import host_memory
 from stablesr_jax.config import ComputeConfig, Platform
 from stablesr_jax.errors import UserError, first_line
 
@@ -83,10 +84,19 @@ def platform(mesh: jax.sharding.Mesh | None = None) -> Platform:
   raise UserError(f"devices of platform {device.platform!r}: expected {', '.join(typing.get_args(Platform))}")
 
 
-def free_memory(mesh: jax.sharding.Mesh) -> float:
-  """The bytes that are free on each of a mesh's devices; infinite where they do not tell."""
+def free_memory(mesh: jax.sharding.Mesh, most: float = math.inf) -> float:
+  """The bytes that can still be taken on each of a mesh's devices; infinite where they do not tell.
+
+  CPU devices share what the machine has, or what is left of this process's limit.
+
+  Args:
+    most: The bound of all that is in use on each of them.
+  """
+  if platform(mesh) == "cpu":
+    devices = len(mesh.local_devices)
+    return max(min(host_memory.available() / devices, most - host_memory.resident() / devices), 0)
   stats = [device.memory_stats() or {} for device in mesh.local_devices]
-  return min(s["bytes_limit"] - s["bytes_in_use"] if "bytes_limit" in s else math.inf for s in stats)
+  return max(min(min(s["bytes_limit"], most) - s["bytes_in_use"] if "bytes_limit" in s else most for s in stats), 0)
 
 
 def for_devices(compute: ComputeConfig, mesh: jax.sharding.Mesh) -> ComputeConfig:
@@ -96,6 +106,12 @@ def for_devices(compute: ComputeConfig, mesh: jax.sharding.Mesh) -> ComputeConfi
     return compute
   channels = min(map(_flash_channels, mesh.devices.flat))
   return dataclasses.replace(compute, platform=kind, devices=mesh.size, flash_channels=channels)
+
+
+def compute_for(precision: str, mesh: jax.sharding.Mesh) -> ComputeConfig:
+  """The settings of a precision on a mesh; "auto" is float32 on CPU and bfloat16 on GPU and TPU."""
+  dtype = "float32" if precision == "float32" or (precision == "auto" and platform(mesh) == "cpu") else "bfloat16"
+  return for_devices(ComputeConfig(dtype=dtype), mesh)
 
 
 def _flash_channels(device: Any) -> int:

@@ -24,6 +24,8 @@ MODES = ("area", "bilinear", "bicubic")
 Taps = tuple[Int[Array, "n l"], Float[Array, "n l"]]
 Planes = Float[Array | np.ndarray, "*b h w"]
 Size = int | Int[Array, ""]
+# Which entries of an axis, by their numbers.
+Entries = Int[Array, " l"]
 
 
 def resize(planes: Planes, height: int, width: int, mode: str) -> Float[Array, "*b {height} {width}"]:
@@ -69,7 +71,9 @@ def taps_for(step: float) -> int:
   return max(4, math.ceil(step) + 1)
 
 
-def axis_taps(mode: Size, source: Size, target: Size, step: float | Float[Array, ""], length: int, count: int) -> Taps:
+def axis_taps(
+  mode: Size, source: Size, target: Size, step: float | Float[Array, ""], length: int | Entries, count: int
+) -> Taps:
   """Which source entries make each target entry of an axis, and their weights.
 
   Args:
@@ -78,13 +82,13 @@ def axis_taps(mode: Size, source: Size, target: Size, step: float | Float[Array,
     target: The number of entries after.
     step: How many source entries there are for each target entry: 1 / factor where a factor was given, otherwise
       source / target. "area" goes by the sizes alone.
-    length: The length of the result, at least `target`.
+    length: The length of the result, at least `target`; or the numbers of those entries that are made.
     count: The number of taps, at least `taps_for(step)`.
 
   Returns:
     The source entries, int32, and their weights, float32: n taps for each target entry; zero from `target` on.
   """
-  out = jnp.arange(length)[None, :]
+  out = _entries(length)[None, :]
   tap = jnp.arange(count)[:, None]
   centre = (out + 0.5) * step - 0.5
 
@@ -105,22 +109,30 @@ def axis_taps(mode: Size, source: Size, target: Size, step: float | Float[Array,
   return jnp.clip(first + tap, 0, source - 1), jnp.where(out < target, weight, 0.0)
 
 
-def bicubic_taps(source: Size, target: Size, length: int) -> Taps:
+def bicubic_taps(source: Size, target: Size, length: int | Entries) -> Taps:
   """The taps of an axis that gets longer, as `axis_taps` gives them; both sizes may be traced."""
   return axis_taps(MODES.index("bicubic"), source, target, source / target, length, taps_for(1))
 
 
-def antialiased(entries: int, source: Size, target: Size, length: int) -> Float[Array, "{length} {entries}"]:
+def antialiased(
+  entries: int, source: Size, target: Size, length: int | Entries, first: Size = 0
+) -> Float[Array, "_ {entries}"]:
   """The matrix that makes an axis shorter: a cubic (a = -0.5) as wide as a target entry, half-pixel centres.
 
   Args:
-    entries: The length of the axis before, of which the first `source` count; may be traced, as may `target`.
-    length: The length after, of which the first `target` are made.
+    entries: The length of the axis before, or of the part of it that is at hand.
+    source: How many entries of it count; may be traced, as may `target` and `first`.
+    length: The length after, of which the first `target` are made; or the numbers of those entries that are.
+    first: The number of the first entry at hand.
   """
   step = source / target
-  centre, index = (jnp.arange(length)[:, None] + 0.5) * step - 0.5, jnp.arange(entries)[None]
+  centre, index = (_entries(length)[:, None] + 0.5) * step - 0.5, first + jnp.arange(entries)[None]
   weight = jnp.where(index < source, _cubic(jnp.abs(centre - index) / jnp.maximum(step, 1), a=-0.5), 0)
   return weight / weight.sum(axis=1, keepdims=True)
+
+
+def _entries(length: int | Entries) -> Entries:
+  return jnp.arange(length) if isinstance(length, int) else length
 
 
 def _cubic(distance: jax.Array, a: float = -0.75) -> jax.Array:

@@ -19,7 +19,7 @@ class Stub:
   def has_room(self, sizes, **_):
     return False
 
-  def upscale_batch(self, images, *, scale, keys, sampling, progress=None):
+  def upscale_batch(self, images, *, scale, keys, sampling, progress=None, tell=None):
     if error := self.errors.get(float(images[0][0, 0, 0])):
       raise error
     return [image.repeat(2, axis=0).repeat(2, axis=1) for image in images]

@@ -49,7 +49,7 @@ def test_a_step_is_two_dispatches_for_each_batch(monkeypatch, tile_batch, batche
   [(1, [1]), (2, [2]), (3, [4]), (5, [4, 1]), (6, [8]), (9, [8, 1]), (12, [16]), (32, [32]), (49, [32, 16, 1])],
 )
 def test_batches_are_powers_of_two_and_mostly_filled(monkeypatch, tiles, sizes):
-  monkeypatch.setattr(denoiser, "free_memory", lambda mesh: np.inf)
+  monkeypatch.setattr(denoiser, "free_memory", lambda *_: np.inf)
   sheet = Sheet.of([(16, 8 + 8 * tiles)], [(16, 8 + 8 * tiles)], (16, 16), 8)
   assert len(sheet.starts) == tiles
   found = make(platform="gpu").batches(sheet)
@@ -60,9 +60,9 @@ def test_batches_are_powers_of_two_and_mostly_filled(monkeypatch, tiles, sizes):
 
 def test_little_memory_makes_small_batches(monkeypatch):
   need = 32 * 16**2 * micro.UNET.channels * 4
-  monkeypatch.setattr(denoiser, "free_memory", lambda mesh: 2 * 5 * need)
+  monkeypatch.setattr(denoiser, "free_memory", lambda *_: 2 * 5 * need)
   assert make(platform="gpu").most_tiles(16**2) == 4
-  monkeypatch.setattr(denoiser, "free_memory", lambda mesh: 0)
+  monkeypatch.setattr(denoiser, "free_memory", lambda *_: 0)
   assert make(platform="gpu").most_tiles(16**2) == 1
   assert make(platform="cpu").most_tiles(16**2) == 1
   assert make(3, platform="gpu").most_tiles(16**2) == 3

@@ -66,6 +66,13 @@ def test_noise_is_that_of_a_pixel_wherever_its_picture_lies():
   assert abs(values.mean()) < 0.02 and abs(values.std() - 1) < 0.02 and len(np.unique(values)) > 0.99 * values.size
 
 
+def test_noise_of_a_large_canvas_is_the_same(monkeypatch):
+  noise = frames.Noise([jax.random.key(0)], np.zeros(20, np.int32), np.arange(20), (6, 2))
+  expected = noise(3)
+  monkeypatch.setattr(frames, "_DRAWN_AT_ONCE", 8 * 6 * 2)
+  np.testing.assert_array_equal(noise(3), expected)
+
+
 @pytest.mark.parametrize("attention", [False, True])
 def test_the_autoencoder_does_not_see_beyond_the_picture(attention):
   config = dataclasses.replace(micro.AUTOENCODER, attention=attention)

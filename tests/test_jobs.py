@@ -74,7 +74,7 @@ def test_a_group_is_as_many_as_fill_the_devices(model, folder, monkeypatch):
   restore_folder(model, folder / "in", folder / "out", report=told)
   # Canvases of 16x16 and 16x18 latent pixels have 1 and 2 tiles of 16 with an overlap of 8, 20x31 has 6, 18x32 as many.
   assert [len(names) for names, _ in told.groups] == [4, 1]
-  monkeypatch.setattr(pipeline, "free_memory", lambda mesh: 0)
+  monkeypatch.setattr(pipeline, "free_memory", lambda *_: 0)
   restore_folder(model, folder / "in", folder / "out2", report=(without := Told()))
   assert [len(names) for names, _ in without.groups] == [1] * 5
 

@@ -91,20 +91,3 @@ def test_aggregation_is_the_weighted_average_of_the_tiles_that_count():
   weights = np.full((4, 4), 0.5, np.float32)
   total = tiling.collect(jnp.zeros((4, 6, 1)), tiles, starts, np.array([True, True, False]), weights)
   np.testing.assert_allclose(total[0, :, 0], [0.5, 0.5, 2, 2, 1.5, 1.5])
-
-
-def test_blend_gives_a_smooth_image_back_and_joins_without_a_step():
-  y, x = np.mgrid[:40, :70].astype(np.float32)
-  image = np.stack([np.sin(x / 9), y / 40, np.cos(y / 7)], axis=-1)
-  blend = tiling.Blend((64, 96), (24, 24), 8)
-  offsets = [(a, b) for a in tiling.offsets(40, 24, 8) for b in tiling.offsets(70, 24, 8)]
-  for a, b in offsets:
-    blend.add(jnp.asarray(image[a : a + 24, b : b + 24]), a, b)
-  np.testing.assert_allclose(blend.result()[:40, :70], image, atol=1e-5)
-  # Pieces that disagree by 1 are joined by a ramp, not by a step. Of each, only a part of its frame counts.
-  blend = tiling.Blend((32, 40), (24, 24), 8)
-  for value, b in ((0.0, 0), (1.0, 16)):
-    piece = jnp.full((32, 24, 1), np.nan).at[:24].set(value)
-    blend.add(piece, 0, b)
-  row = np.asarray(blend.result())[12, :, 0]
-  assert row[0] == 0 and row[-1] == 1 and np.diff(row).max() < 0.2

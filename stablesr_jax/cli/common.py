@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from stablesr_jax import __version__
-from stablesr_jax.errors import UserError, system_errno
+from stablesr_jax.errors import UserError, is_out_of_memory, system_errno
 from stablesr_jax.interrupts import INTERRUPTED, stoppable
 
 Arguments = TypeVar("Arguments")
@@ -186,8 +186,7 @@ def tell(prog: str, error: Exception, *, subject: str = "", out_of_memory: str =
 
 def explain(error: Exception, out_of_memory: str = "") -> str | None:
   """What went wrong, in one line, if a person can mend it; None for a bug."""
-  # JAX's own class for it, a RuntimeError, is not imported here: `--help` should answer at once.
-  if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
+  if is_out_of_memory(error):
     return "out of memory" + (f"; {out_of_memory}" if out_of_memory else "")
   if isinstance(error, ValueError) and (setting := _refused_by_jax(str(error))):
     return setting

@@ -41,6 +41,10 @@ class Console(Report):
     with tqdm.external_write_mode():
       warn(self.prog, f"{shown(job.source)}: {note}")
 
+  def remark(self, remark: str) -> None:
+    with tqdm.external_write_mode():
+      warn(self.prog, remark)
+
   def end(self, job: Job, error: Exception | None) -> None:
     with tqdm.external_write_mode():  # a bar may be on the screen
       if error is None:

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING
 from stablesr_jax.cli.common import BAD_INPUT, StandardOutput, parse, run, tell, warn
 from stablesr_jax.cli.console import OUT_OF_MEMORY, Console
 from stablesr_jax.cli.dry_run import tell_plan
-from stablesr_jax.cli.infer_arguments import Arguments, check, namer, output_of, sampling_of, size_of, steps_of
+from stablesr_jax.cli.infer_arguments import (
+  Arguments,
+  check,
+  memory_of,
+  namer,
+  output_of,
+  sampling_of,
+  size_of,
+  steps_of,
+)
 from stablesr_jax.cli.piped import is_piped, read_piped
 from stablesr_jax.errors import UserError
 from stablesr_jax.files import require_writable
@@ -159,7 +168,8 @@ def _restore(arguments: Arguments, found: Found, place: Place, prog: str) -> tup
   for job, error in plan.refused:
     report.end(job, error)
   if arguments.dry_run:
-    tell_plan(plan, results, manifest, scale=size_of(arguments), sampling=sampling)
+    memory = functools.partial(_memory, arguments, manifest, sampling)
+    tell_plan(plan, results, manifest, scale=size_of(arguments), sampling=sampling, memory=memory)
     summary = Summary((), ())
   elif plan.jobs:
     if space := short_of_space(plan.jobs, size_of(arguments)):
@@ -175,6 +185,21 @@ def _restore(arguments: Arguments, found: Found, place: Place, prog: str) -> tup
   elif several and summary.left and not place.process:  # of several processes' pictures the first one tells at the end
     print(f"{prog}: left out: {describe(summary.left)}", file=sys.stderr)
   return report.exit_code, Outcome(len(summary.restored), len(summary.failed))
+
+
+def _memory(
+  arguments: Arguments, manifest: "Manifest", sampling: "SamplingConfig", pictures: Sequence[tuple[int, int]]
+) -> float:
+  """About the most bytes that restoring pictures of these heights and widths one by one takes of each device."""
+  from stablesr_jax.inference import memory
+  from stablesr_jax.inference.picture_sizes import PictureSizes
+  from stablesr_jax.parallel import data_mesh, start_devices
+
+  start_devices()
+  config, size = manifest.architecture, size_of(arguments)
+  assert config.autoencoder is not None
+  sizes = [PictureSizes.of((*own, 3), size, sampling, config.autoencoder.downsampling) for own in pictures]
+  return memory.of_run(config, arguments.precision, data_mesh(), sizes, **memory_of(arguments))
 
 
 def _run(
@@ -200,8 +225,7 @@ def _run(
       arguments.model or EMBEDDED,
       manifest=manifest,
       precision=arguments.precision,
-      tile_batch=arguments.tile_batch,
-      autoencoder_tile=arguments.autoencoder_tile,
+      **memory_of(arguments),
     )
     cleaner = arguments.pre_clean and PreCleaner.load(arguments.pre_clean, precision=arguments.precision)
     return run_jobs(

@@ -7,11 +7,12 @@ import os
 import pathlib
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import tyro
 
 from stablesr_jax.errors import UserError
+from stablesr_jax.host_memory import parse_size
 from stablesr_jax.images import Output
 from stablesr_jax.inference.jobs import SEED
 from stablesr_jax.inference.output_size import OutputSize
@@ -88,8 +89,10 @@ class Arguments:
   """overlap of neighbouring tiles, in latent pixels"""
   tile_batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
   """number of tiles in one call of the network; default: 1 on CPU, up to 32 on each accelerator"""
-  autoencoder_tile: int = 1024
-  """side in pixels of the largest square that a device's autoencoder takes whole; less needs less memory"""
+  autoencoder_tile: Annotated[str, tyro.conf.arg(metavar="auto|N")] = "auto"
+  """side in pixels of the largest square that a device's autoencoder takes whole; auto: up to 1024, as memory allows"""
+  max_memory: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
+  """the most memory to use of each device, on a CPU of the machine's, such as 8G or 500M; default: what is free"""
   prompt: Annotated[str | None, _own("TEXT")] = None
   """text that describes the picture"""
   negative_prompt: Annotated[str | None, _own("TEXT")] = None
@@ -166,6 +169,23 @@ def namer(arguments: Arguments, output: Output) -> Callable[[str, str], str]:
   return functools.partial(output.file_name, scale=str(size_of(arguments)), model=model)
 
 
+class Memory(TypedDict):
+  """What `StableSR.load` is told of sizes that take memory, by its names."""
+
+  tile_batch: int | None
+  autoencoder_tile: int | None
+  max_memory: int | None
+
+
+def memory_of(arguments: Arguments) -> Memory:
+  tile, most = arguments.autoencoder_tile, arguments.max_memory
+  return Memory(
+    tile_batch=arguments.tile_batch,
+    autoencoder_tile=None if tile == "auto" else int(tile),
+    max_memory=None if most is None else parse_size(most, "max-memory"),
+  )
+
+
 def sampling_of(arguments: Arguments, defaults: "SamplingConfig") -> "SamplingConfig":
   """The model's sampling settings, with the preset's in their place and the command line's in that of both."""
   defaults = with_preset(defaults, arguments.preset) if arguments.preset else defaults
@@ -198,10 +218,14 @@ def check(arguments: Arguments) -> None:
     (bool(re.fullmatch("auto|0*[1-9][0-9]{0,8}", a.group)), f"group {shorten(a.group)}: must be auto or at least 1"),
     (a.pre_clean is None or a.pre_cleaned is None, "--pre-clean and --pre-cleaned: give one of them"),
     (a.save_steps_every is None or a.save_steps is not None, "--save-steps-every: is only for --save-steps"),
-    (a.autoencoder_tile >= 64, f"autoencoder-tile {a.autoencoder_tile}: must be at least 64 pixels"),
+    (
+      a.autoencoder_tile == "auto" or (a.autoencoder_tile.isdecimal() and int(a.autoencoder_tile) >= 64),
+      f"autoencoder-tile {a.autoencoder_tile}: must be auto or at least 64 pixels",
+    ),
   ):
     if not ok:
       raise UserError(message)
+  memory_of(a)
   for name, value in dataclasses.asdict(a).items():
     if isinstance(value, float) and not math.isfinite(value):
       raise UserError(f"{name.replace('_', '-')} {value}: must be a finite number")

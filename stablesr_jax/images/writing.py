@@ -28,6 +28,7 @@ _DEEP = ("PNG", "TIFF")
 _LONGEST_SIDE = {"JPEG": 65535, "WEBP": 16383, "AVIF": 65536, "PNG": 2**31 - 1}
 _MOST_JPEG_SEGMENT = 65533  # bytes
 _MOST_JPEG_XMP = 65502
+_ROWS = 64  # that are rounded at once
 _NAME_FIELDS = ("stem", "name", "scale", "model")
 
 
@@ -188,11 +189,17 @@ def _quantised(picture: Picture, with_alpha: bool, bits: Literal[8, 16]) -> np.n
     raise UserError(f"rgb of shape {rgb.shape}: expected (H, W, 3)")
   if alpha is not None and alpha.shape != rgb.shape[:2]:
     raise UserError(f"alpha of shape {alpha.shape} does not fit rgb of shape {rgb.shape}")
-  if not (np.isfinite(rgb).all() and (alpha is None or np.isfinite(alpha).all())):
-    raise UserError("the picture has values that are not finite (NaN or infinity)")
-  if alpha is not None and with_alpha:
-    rgb = np.concatenate([rgb, alpha[..., None]], axis=2)
-  else:
-    rgb = over_white(rgb, alpha)
   dtype = np.uint16 if bits == 16 else np.uint8
-  return (rgb.clip(0, 1) * np.iinfo(dtype).max).round().astype(dtype)
+  with_alpha = with_alpha and alpha is not None
+  pixels = np.empty((*rgb.shape[:2], 4 if with_alpha else 3), dtype)
+  for top in range(0, len(rgb), _ROWS):  # a large picture is held once more in few bits, not in floats
+    rows = slice(top, top + _ROWS)
+    band, opacity = rgb[rows], None if alpha is None else alpha[rows]
+    if not (np.isfinite(band).all() and (opacity is None or np.isfinite(opacity).all())):
+      raise UserError("the picture has values that are not finite (NaN or infinity)")
+    if with_alpha and opacity is not None:
+      band = np.concatenate([band, opacity[..., None]], axis=2)
+    else:
+      band = over_white(band, opacity)
+    pixels[rows] = (band.clip(0, 1) * np.iinfo(dtype).max).round()
+  return pixels

@@ -1,5 +1,6 @@
 """Denoising of many tiles: time-aware encoder, SFT, UNet and guidance as one program, the sampler's step as another."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from stablesr_jax.compilation import compiler_options
 from stablesr_jax.config import ComputeConfig, ModelConfig
 from stablesr_jax.diffusion.samplers import Steps, classifier_free_guidance, predicted_x0, step
-from stablesr_jax.inference import tiling
+from stablesr_jax.inference import memory, tiling
 from stablesr_jax.inference.tiling import Sheet
 from stablesr_jax.models.components import modules
 from stablesr_jax.models.parameters import Params, apply
@@ -21,8 +22,6 @@ from stablesr_jax.parallel import batched, free_memory, replicated
 
 # The most tiles that a device takes in one call. A CPU gains nothing from more than one.
 _TILES_PER_DEVICE, _TILES_PER_CPU = 32, 1
-# What a tile's activations need at most, in arrays of the first level's size; the compiled programs say so.
-_ARRAYS_OF_A_TILE = 32
 
 
 class Conditions(NamedTuple):
@@ -55,17 +54,20 @@ class Denoiser:
     compute: ComputeConfig,
     mesh: jax.sharding.Mesh,
     tile_batch: int | None = None,
+    max_memory: float = math.inf,
   ):
     """Takes the parts "unet" and "time_aware_encoder" of `params`, as they are stored or from `winograd.prepare`.
 
     Args:
       tile_batch: The number of tiles in every call of the network; None chooses it for each call.
+      max_memory: The bound in bytes of what is in use on each device.
     """
     parts = modules(config, compute)
     self._unet, self._encoder = parts["unet"], parts["time_aware_encoder"]
     self._params = {part: params[part] for part in ("unet", "time_aware_encoder")}
     self._config, self._mesh, self._compute = config, mesh, compute
     self._tile_batch = tile_batch and -(-tile_batch // mesh.size) * mesh.size
+    self._max_memory, self._most = max_memory, math.inf
     self._condition = jax.jit(self._condition_impl)
     self._predict = jax.jit(self._predict_impl, compiler_options=compiler_options(compute.platform))
 
@@ -150,18 +152,18 @@ class Denoiser:
       (x, lr, reference, noise, weights, norm, batches), replicated(self._mesh)
     )
     count = len(steps.timesteps)
-    lr_tiles = [_split(lr, batch.starts, tile=sheet.tile) for batch in batches]
-    total, tiles, running = jnp.zeros_like(x), _split(x, batches[0].starts, tile=sheet.tile), None
+    total, running = jnp.zeros_like(x), None
+    tiles = _split(x, lr, batches[0].starts, tile=sheet.tile)
     for i in range(count):
       row = Steps(*(column[i] for column in steps))
-      for batch, following, low in zip(batches, batches[1:], lr_tiles, strict=False):
-        prediction = self.predict(tiles, low, row.timesteps, conditions)
-        total, tiles = _next_batch(total, x, prediction, batch, following.starts, weights)
-      prediction = self.predict(tiles, lr_tiles[-1], row.timesteps, conditions)
+      for batch, following in itertools.pairwise(batches):
+        prediction = self.predict(tiles[0], tiles[1], row.timesteps, conditions)
+        total, tiles = _next_batch(total, x, lr, prediction, batch, following.starts, weights)
+      prediction = self.predict(tiles[0], tiles[1], row.timesteps, conditions)
       if watch is not None:
         watch(i + 1, _predicted_x0(x, total, prediction, batches[-1], weights, norm, row, reference))
       x, total, tiles, done = _next_step(
-        x, total, prediction, batches[-1], batches[0].starts, weights, norm, noise, np.int32(i), row, reference
+        x, total, lr, prediction, batches[-1], batches[0].starts, weights, norm, noise, np.int32(i), row, reference
       )
       if progress is not None:
         # The devices must never wait for what is told: only the step before is awaited.
@@ -187,13 +189,20 @@ class Denoiser:
   def most_tiles(self, area: int) -> int:
     """How many tiles of so many latent pixels the network takes in one call, as far as the devices' memory allows."""
     if self._tile_batch:
-      return self._tile_batch
+      return int(min(self._tile_batch, self._most))
     if self._compute.platform == "cpu":
       return self._mesh.size * _TILES_PER_CPU
-    assert self._config.unet is not None
-    need = _ARRAYS_OF_A_TILE * area * self._config.unet.channels * self._compute.jax_dtype.itemsize
-    affordable = min(max(free_memory(self._mesh) / 2 / need, 1), _TILES_PER_DEVICE)
-    return self._mesh.size * 2 ** int(math.log2(affordable))
+    need = memory.of_tile(self._config, area, self._compute)
+    affordable = min(max(memory.SHARE * free_memory(self._mesh, self._max_memory) / need, 1), _TILES_PER_DEVICE)
+    return int(min(self._mesh.size * 2 ** int(math.log2(affordable)), self._most))
+
+  def halve(self, sheet: Sheet) -> bool:
+    """From now on takes half as many tiles in a call as it took of this sheet; False where that was one a device."""
+    devices, taken = self._mesh.size, max(len(batch.used) for batch in self.batches(sheet))
+    if taken == devices:
+      return False
+    self._most = taken // devices // 2 * devices
+    return True
 
   def _sizes(self, tiles: int, area: int) -> list[int]:
     """Powers of two tiles for each device: the largest, and for the rest few calls that are mostly filled."""
@@ -211,24 +220,35 @@ class Denoiser:
     return sizes
 
 
+# The tiles of a batch: of the noisy latents, and of the LR images'.
+_Tiles = tuple[jax.Array, jax.Array]
+
+
 @jax.jit(static_argnames="tile")
-def _split(sheet: jax.Array, starts: jax.Array, *, tile: tuple[int, int]) -> jax.Array:
-  return tiling.split(sheet, starts, tile)
+def _split(x: jax.Array, lr: jax.Array, starts: jax.Array, *, tile: tuple[int, int]) -> _Tiles:
+  return tiling.split(x, starts, tile), tiling.split(lr, starts, tile)
 
 
 @jax.jit(donate_argnums=0)
 def _next_batch(
-  total: jax.Array, x: jax.Array, prediction: jax.Array, batch: Batch, following: jax.Array, weights: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+  total: jax.Array,
+  x: jax.Array,
+  lr: jax.Array,
+  prediction: jax.Array,
+  batch: Batch,
+  following: jax.Array,
+  weights: jax.Array,
+) -> tuple[jax.Array, _Tiles]:
   """Adds a batch's prediction to the step's sum, and cuts out the tiles of the batch after it."""
   tile = weights.shape[0], weights.shape[1]
-  return tiling.collect(total, prediction, *batch, weights), tiling.split(x, following, tile)
+  return tiling.collect(total, prediction, *batch, weights), _split(x, lr, following, tile=tile)
 
 
 @jax.jit(donate_argnums=(0, 1))
 def _next_step(
   x: jax.Array,
   total: jax.Array,
+  lr: jax.Array,
   prediction: jax.Array,
   batch: Batch,
   first: jax.Array,
@@ -238,7 +258,7 @@ def _next_step(
   number: jax.Array,
   coefficients: Steps,
   reference: jax.Array | None,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, _Tiles, jax.Array]:
   """All canvases one step further by the average of the tiles' predictions, and the first tiles of the step after it.
 
   Returns:
@@ -247,7 +267,7 @@ def _next_step(
   tile = weights.shape[0], weights.shape[1]
   total = tiling.collect(total, prediction, *batch, weights)
   x = step(x, total / norm, noise(number), coefficients, reference)
-  return x, jnp.zeros_like(total), tiling.split(x, first, tile), x[0, 0, 0]
+  return x, jnp.zeros_like(total), _split(x, lr, first, tile=tile), x[0, 0, 0]
 
 
 @jax.jit

@@ -6,6 +6,7 @@ the picture has no meaning, and changes nothing within it.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -18,6 +19,9 @@ from stablesr_jax import pixels
 
 SMALLEST = 32
 """The shortest side of a frame of pixels."""
+
+# How many numbers are drawn at once for a large canvas: a power of two, as the rows of sheets are.
+_DRAWN_AT_ONCE = 1 << 22
 
 
 def length(size: int, smallest: int) -> int:
@@ -59,6 +63,18 @@ def resize(
   return jnp.clip(jnp.moveaxis(resized, 0, -1), 0, 1)
 
 
+def way(before: tuple[int, int], after: tuple[int, int]) -> Literal["enlarge", "shrink"]:
+  """How a picture is brought from a height and width to others."""
+  return "shrink" if after[0] < before[0] or after[1] < before[1] else "enlarge"
+
+
+def mirrored(entries: Int[np.ndarray, " n"], side: int) -> Int[np.ndarray, " n"]:
+  """Which entries of a side lie at these places, where it goes on beyond its end as its reflection, to and fro."""
+  period = max(2 * (side - 1), 1)
+  entries = entries % period
+  return np.minimum(entries, period - entries) if side > 1 else np.zeros_like(entries)
+
+
 def reflect(picture: Float[Array, "h w c"], sides: Int[Array | np.ndarray, "2"]) -> Float[Array, "h w c"]:
   """Fills the frame beyond the bottom and the right with the picture's reflection, to and fro where that is short."""
   for axis in (0, 1):
@@ -92,4 +108,9 @@ class Noise:
       keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
     places = self.row[:, None] * 2**16 + jnp.arange(self.shape[0])[None]
     draw = lambda key, place: jax.random.normal(jax.random.fold_in(key, place), self.shape[1:])
-    return jax.vmap(jax.vmap(draw, (None, 0)))(keys[self.picture], places)
+    draw_row = jax.vmap(draw, (None, 0))
+    # Drawing takes several times the memory of what is drawn.
+    at_once = max(_DRAWN_AT_ONCE // math.prod(self.shape), 1)
+    if len(places) <= at_once:
+      return jax.vmap(draw_row)(keys[self.picture], places)
+    return jax.lax.map(lambda row: draw_row(keys[row[0]], row[1]), (self.picture, places), batch_size=at_once)

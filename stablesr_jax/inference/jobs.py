@@ -78,6 +78,9 @@ class Report:
   def note(self, job: Job, note: str) -> None:
     """Called with what is odd about a picture that is restored all the same, before `begin`."""
 
+  def remark(self, remark: str) -> None:
+    """Called once with what is odd about the run itself: memory that ran out, half precision that did not suffice."""
+
   def end(self, job: Job, error: Exception | None) -> None:
     """Called when a picture is written, or with the error that kept it from that. The next ones may have begun."""
 
@@ -316,6 +319,7 @@ def run_jobs(
           progress=step,
           pre_cleaner=pre_cleaner,
           steps=steps,
+          tell=report.remark,
         )
         for work, result in restored:
           if isinstance(result, Exception):
@@ -539,6 +543,7 @@ def _restore(
   progress: Callable[[int, int], None],
   pre_cleaner: "PreCleaner | None",
   steps: StepPictures | None,
+  tell: Callable[[str], None],
 ) -> list[tuple[_Work, np.ndarray | Exception]]:
   """Restores pictures together; if that fails, each alone, so that one does no harm to the others."""
   import jax
@@ -559,6 +564,7 @@ def _restore(
       keys=[key(work.job) for work in together],
       sampling=sampling,
       progress=progress,
+      tell=tell,
       **more,
     )
   except Exception as error:  # Even a bug that one picture meets is no reason to lose the others.
@@ -573,6 +579,7 @@ def _restore(
       progress=progress,
       pre_cleaner=pre_cleaner,
       steps=steps,
+      tell=tell,
     )
     return [result for one in together for result in alone([one])]
   _share(together, time.monotonic() - began, model, size, sampling)
@@ -581,7 +588,7 @@ def _restore(
 
 def _share(together: Sequence[_Work], seconds: float, model: "StableSR", size: OutputSize, sampling: "SamplingConfig"):
   """Notes for pictures how many tiles they have, and divides the time among them by that."""
-  from stablesr_jax.inference.pipeline import count_tiles
+  from stablesr_jax.inference.picture_sizes import count_tiles
 
   for work in together:
     own = work.picture.rgb.shape[:2]

@@ -1,6 +1,7 @@
 """The autoencoder for pictures of any size: several at once, one divided over devices, or in overlapping pieces."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -10,7 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from stablesr_jax.compilation import compiler_options
 from stablesr_jax.config import AutoencoderConfig, ComputeConfig
-from stablesr_jax.inference import frames, tiling
+from stablesr_jax.inference import frames, memory, tiling
+from stablesr_jax.inference.enlarged import Enlarged
+from stablesr_jax.inference.tiling import Axis
 from stablesr_jax.models.kl_autoencoder import Autoencoder
 from stablesr_jax.models.parameters import Params, apply
 
@@ -18,6 +21,8 @@ from stablesr_jax.models.parameters import Params, apply
 _PIECE_MULTIPLE = 64
 
 Sides = Int[np.ndarray, "b 2"]
+# Gives the part of a picture's latents with a top, a left and a shape; what lies beyond them has no meaning.
+Latents = Callable[[int, int, tuple[int, int]], Float[Array, "h w c"]]
 
 
 class Encoded(NamedTuple):
@@ -25,7 +30,7 @@ class Encoded(NamedTuple):
 
   Attributes:
     moments: The moments of the posterior (see `kl_autoencoder.posterior`).
-    features: The features that CFW wraps; None without CFW, or if the pictures went through in pieces.
+    features: The features that CFW wraps; None without CFW.
   """
 
   moments: Float[Array, "b h w c"]
@@ -45,13 +50,14 @@ class TiledAutoencoder:
   """
 
   def __init__(
-    self, config: AutoencoderConfig, params: Params, compute: ComputeConfig, mesh: jax.sharding.Mesh, tile: int = 1024
+    self, config: AutoencoderConfig, params: Params, compute: ComputeConfig, mesh: jax.sharding.Mesh, tile: int
   ):
-    self.config, self.tile = config, max(tile // _PIECE_MULTIPLE, 1) * _PIECE_MULTIPLE
+    self.config, self.tile = config, _piece_side(tile)
     self._module, self._params, self._mesh = Autoencoder(config, compute), params, mesh
     options = compiler_options(compute.platform)
     self._encode = jax.jit(self._encode_impl, compiler_options=options)
     self._decode = jax.jit(self._decode_impl, compiler_options=options)
+    self._encode_piece = jax.jit(self._encode_piece_impl, compiler_options=options)
     self._decode_piece = jax.jit(self._decode_piece_impl, compiler_options=options)
 
   def whole(self, frame: tuple[int, ...]) -> bool:
@@ -62,84 +68,108 @@ class TiledAutoencoder:
     """How many pictures in such a frame the devices take at once; 1 where one goes through in pieces."""
     return max(self._mesh.size * self.tile**2 // (frame[0] * frame[1]), 1)
 
-  @property
-  def bytes_of_a_pixel(self) -> float:
-    """What is kept of a picture until it is decoded: CFW's features, and the enlarged picture twice."""
-    inner = range(1, len(self.config.channel_multipliers) - 1) if self.config.cfw else ()
-    features = sum(self.config.channels * self.config.channel_multipliers[level] / 4**level for level in inner)
-    return features * self._module.compute.jax_dtype.itemsize + 2 * 3 * 4
+  def shrink(self, area: int) -> bool:
+    """Halves the tile, after so many pixels at once were too many; False where it is the smallest already."""
+    side = min(self.tile, math.isqrt(area // self._mesh.size))
+    smaller = max(_piece_side(side // 2), memory.AUTOENCODER_TILES[0])
+    if smaller >= side:
+      return False
+    self.tile = smaller
+    return True
 
   def encode(self, pictures: Float[Array, "b h w 3"], sides: Sides) -> Encoded:
-    """Encodes pictures.
+    """Encodes pictures that go through whole.
 
     Args:
-      pictures: Pictures in [-1, 1], in frames; several only if they go through whole.
+      pictures: Pictures in [-1, 1], in frames.
       sides: Their heights and widths in latent pixels, of `config.downsampling` pixels each.
 
     Returns:
       Their moments, each in a frame of latent pixels.
     """
-    if self.whole(pictures.shape[1:3]):
-      return self._encode(self._params, self._divided(pictures), sides)
-    f, blend = self.config.downsampling, None
-    for y, x, piece, size in self._pieces(pictures, sides):
-      blend = blend or tiling.Blend(self._frame(pictures, f), size, self.tile // 4 // f)
-      encoded = self._encode(self._params, self._divided(piece), np.array([size], np.int32))
-      blend.add(encoded.moments[0], y, x)
-    assert blend is not None
-    return Encoded(blend.result()[None], None)
+    return self._encode(self._params, self._divided(pictures), sides)
 
   def decode(
-    self,
-    latents: Float[Array, "b h w c"],
-    pictures: Float[Array, "b H W 3"],
-    sides: Sides,
-    features: list[jax.Array] | None,
-    fidelity_weight: float,
+    self, latents: Float[Array, "b h w c"], sides: Sides, features: list[jax.Array] | None, fidelity_weight: float
   ) -> Float[Array, "b H W 3"]:
-    """Decodes the diffusion's latents, which are `config.scale_factor` times the autoencoder's.
+    """Decodes the diffusion's latents of pictures that go through whole; they are `config.scale_factor` times the
+    autoencoder's.
 
     Args:
-      pictures: The LR pictures at the output's size, as they were encoded.
       sides: As for `encode`.
       features: The features of `encode(pictures, sides)`.
       fidelity_weight: The w of CFW in [0, 1].
 
     Returns:
-      Pictures of about [-1, 1], not clipped, float32, in the frames of `pictures`.
+      Pictures of about [-1, 1], not clipped, float32, in the frames that were encoded.
     """
-    weight = jnp.float32(fidelity_weight)
-    if self.whole(pictures.shape[1:3]):
-      return self._decode(self._params, self._divided(latents), sides, features, weight)
-    f, blend = self.config.downsampling, None
-    for y, x, piece, size in self._pieces(pictures, sides):
-      blend = blend or tiling.Blend(self._frame(pictures), (f * size[0], f * size[1]), self.tile // 4)
-      height, width = (side // f for side in piece.shape[1:3])
-      latent = self._divided(tiling.crop(latents[0], y, x, height, width)[None])
-      decoded = self._decode_piece(self._params, latent, self._divided(piece), np.array([size], np.int32), weight)
+    return self._decode(self._params, self._divided(latents), sides, features, jnp.float32(fidelity_weight))
+
+  def encode_in_pieces(self, picture: Enlarged, size: tuple[int, int]) -> Float[np.ndarray, "h w c"]:
+    """Encodes a picture of any size.
+
+    Args:
+      picture: The picture at the output's size.
+      size: Its height and width in latent pixels, of which the last ones may lie beyond it.
+
+    Returns:
+      Its moments, float32, on the host.
+    """
+    rows, columns = self._cut(size)
+    blend = tiling.Blend((*size, 2 * self.config.latent_channels), rows, columns)
+    sides = np.array([[rows.size, columns.size]], np.int32)
+    encode = lambda y, x: self._encode_piece(self._params, self._piece(picture, y, x, size), sides)
+    for y, x, moments in _each(encode, rows, columns):
+      blend.add(moments[0], y, x)
+    return blend.canvas
+
+  def decode_in_pieces(
+    self, latents: Latents, picture: Enlarged, size: tuple[int, int], fidelity_weight: float
+  ) -> Float[np.ndarray, "h w 3"]:
+    """Decodes the diffusion's latents of a picture of any size.
+
+    Args:
+      picture: The LR picture at the output's size, as it was encoded.
+      size: As for `encode_in_pieces`.
+      fidelity_weight: The w of CFW in [0, 1].
+
+    Returns:
+      A picture of about [-1, 1], not clipped, float32, of the size of `picture`, on the host.
+    """
+    f, weight = self.config.downsampling, jnp.float32(fidelity_weight)
+    rows, columns = self._cut(size)
+    shape = self.piece_shape(size)
+    sides = np.array([[rows.size, columns.size]], np.int32)
+
+    def decode(y: int, x: int) -> jax.Array:
+      latent = self._divided(latents(y, x, shape)[None])
+      return self._decode_piece(self._params, latent, self._piece(picture, y, x, size), sides, weight)
+
+    # In pixels they are the same pieces.
+    blend = tiling.Blend((*picture.size, 3), *(_axis(f * side, self.tile) for side in size))
+    for y, x, decoded in _each(decode, rows, columns):
       blend.add(decoded[0], f * y, f * x)
-    assert blend is not None
-    return blend.result()[None]
+    return blend.canvas
 
-  def _frame(self, pictures: jax.Array, unit: int = 1) -> tuple[int, int]:
-    return pictures.shape[1] // unit, pictures.shape[2] // unit
-
-  def _pieces(
-    self, pictures: jax.Array, sides: Sides
-  ) -> Iterator[tuple[int, int, Float[Array, "1 h w 3"], tuple[int, int]]]:
-    """The pieces of a picture: top and left, the piece in its frame, height and width, all but the piece in latent
-    pixels. All pieces are of one size."""
-    [picture], [(height, width)] = pictures, sides.tolist()
+  def piece_shape(self, size: tuple[int, int]) -> tuple[int, int]:
+    """The sides of the frame of every piece of a picture of `size` latent pixels, in these."""
     f = self.config.downsampling
-    tile, overlap = self.tile // f, self.tile // 4 // f
-    size = min(height, tile), min(width, tile)
-    shape = [self.tile if side == tile else frames.length(f * side, frames.SMALLEST) for side in size]
-    rows, columns = (
-      tiling.offsets(side, piece, min(overlap, piece - 1)) for side, piece in zip((height, width), size, strict=True)
+    height, width = (
+      axis.size if f * axis.size == self.tile else frames.length(f * axis.size, frames.SMALLEST) // f
+      for axis in self._cut(size)
     )
-    for y in rows:
-      for x in columns:
-        yield y, x, tiling.crop(picture, f * y, f * x, shape[0], shape[1])[None], size
+    return height, width
+
+  def _cut(self, size: tuple[int, int]) -> tuple[Axis, Axis]:
+    """How pieces lie along both sides, in latent pixels."""
+    tile = self.tile // self.config.downsampling
+    return _axis(size[0], tile), _axis(size[1], tile)
+
+  def _piece(self, picture: Enlarged, y: int, x: int, size: tuple[int, int]) -> Float[Array, "1 h w 3"]:
+    """The piece that begins at this latent pixel, in its frame, in [-1, 1]."""
+    f = self.config.downsampling
+    height, width = self.piece_shape(size)
+    return self._divided(picture.part(f * y, f * x, (f * height, f * width))[None] * 2 - 1)
 
   def _divided(self, batch: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """Puts a batch on the devices: divided by pictures, or by rows, or where neither can be, whole on each."""
@@ -158,7 +188,33 @@ class TiledAutoencoder:
     z = latents / self.config.scale_factor
     return apply(self._module, params, z, features, weight, sides, method="decode")
 
+  def _encode_piece_impl(self, params: Params, pictures: jax.Array, sides: jax.Array) -> jax.Array:
+    return self._encode_impl(params, pictures, sides).moments
+
   def _decode_piece_impl(
     self, params: Params, latents: jax.Array, pictures: jax.Array, sides: jax.Array, weight: jax.Array
   ) -> jax.Array:
     return self._decode_impl(params, latents, sides, self._encode_impl(params, pictures, sides).features, weight)
+
+
+def _piece_side(tile: int) -> int:
+  return max(tile // _PIECE_MULTIPLE, 1) * _PIECE_MULTIPLE
+
+
+def _axis(side: int, tile: int) -> Axis:
+  return Axis(side, min(side, tile), tile // 4)
+
+
+def _each(
+  compute: Callable[[int, int], Float[Array, "1 h w c"]], rows: Axis, columns: Axis
+) -> Iterator[tuple[int, int, Float[np.ndarray, "1 h w c"]]]:
+  """Where each piece begins, and what is computed of it, on the host: while that is fetched, the next one runs."""
+  running: tuple[int, int, jax.Array] | None = None
+  for y in rows.starts:
+    for x in columns.starts:
+      following = y, x, compute(y, x)
+      if running is not None:
+        yield *running[:2], np.asarray(running[2])
+      running = following
+  assert running is not None
+  yield *running[:2], np.asarray(running[2])

@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from stablesr_jax.inference import frames
-
 NARROWEST = 8
 """The narrowest tile that the networks take, and what tiles' sides are multiples of, in latent pixels."""
 
@@ -104,9 +102,7 @@ class Sheet:
       ValueError: A canvas is smaller than a tile.
     """
     heights = [height for height, _ in spaces]
-    # Powers of two: a sheet is small, and the fewer shapes, the fewer programs.
-    sides = sum(heights), max(width for _, width in spaces)
-    shape = 1 << (sides[0] - 1).bit_length(), 1 << (sides[1] - 1).bit_length()
+    shape = _sheet_side(sum(heights)), _sheet_side(max(width for _, width in spaces))
     tops = np.cumsum([0, *heights[:-1]])
     grids = [grid(size, tile, overlap) + np.array([top, 0], np.int32) for size, top in zip(sizes, tops, strict=True)]
     starts, weights = np.concatenate(grids), np.zeros((*shape, 1), np.float32)
@@ -125,6 +121,11 @@ class Sheet:
   ) -> Float[Array, "{count} {space[0]} {space[1]} c"]:
     """`count` canvases from the `first`-th on, in arrays of the size `space`."""
     return _take(sheet, np.array(self.tops[first : first + count], np.int32), space=space)
+
+
+def _sheet_side(side: int) -> int:
+  """Powers of two: the fewer shapes, the fewer programs. Large ones waste less than that, for the memory's sake."""
+  return 1 << (side - 1).bit_length() if side <= 512 else -(-side // 128) * 128
 
 
 def split(
@@ -181,41 +182,44 @@ def _take(sheet: jax.Array, tops: jax.Array, *, space: tuple[int, int]) -> jax.A
   return jax.vmap(lambda top: jax.lax.dynamic_slice(sheet, (top, 0, 0), (*space, sheet.shape[-1])))(tops)
 
 
-class Blend:
-  """Joins large overlapping pieces one after the other, so that only one of them is in memory at a time.
+class Axis:
+  """How a side is cut into overlapping pieces of one length.
 
-  A piece counts fully in its middle and falls linearly to its edges over the overlap, so that joins do not show.
+  Attributes:
+    size: The length of a piece.
+    starts: Where pieces begin.
+    weights: For each of these what its piece counts, along the side, float32; all together count 1 everywhere.
   """
 
-  def __init__(self, frame: tuple[int, int], sides: tuple[int, int], overlap: int):
-    """A canvas in a frame (height, width), and pieces of which `sides` count."""
-    self._frame = frame
-    self._weights = np.outer(*(_ramp(side, overlap) for side in sides))[..., None]
-    self._total: jax.Array | None = None
-
-  def add(self, piece: Float[Array, "h w c"], y: int, x: int) -> None:
-    """Adds a piece in its frame whose top left corner is at (y, x)."""
-    if self._total is None:
-      self._total = jnp.zeros((*self._frame, piece.shape[-1] + 1), jnp.float32)
-    self._total = _blend(self._total, piece, frames.put(self._weights, (piece.shape[0], piece.shape[1])), y, x)
-
-  def result(self) -> Float[Array, "h w c"]:
-    """The canvas in its frame, once all of it is covered."""
-    assert self._total is not None
-    return _blended(self._total)
+  def __init__(self, side: int, size: int, overlap: int):
+    self.size, self.starts = size, offsets(side, size, min(overlap, size - 1))
+    ramp, total = _ramp(size, overlap), np.zeros(side)
+    for start in self.starts:
+      total[start : start + size] += ramp
+    self.weights = {start: (ramp / total[start : start + size]).astype(np.float32) for start in self.starts}
 
 
-@jax.jit(donate_argnums=0)
-def _blend(total: jax.Array, piece: jax.Array, weights: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
-  """Adds a piece to the weighted sum; its last channel sums the weights."""
-  piece = jnp.concatenate([jnp.where(weights > 0, piece, 0), jnp.ones_like(weights)], axis=-1) * weights
-  before = jax.lax.dynamic_slice(total, (y, x, 0), piece.shape)
-  return jax.lax.dynamic_update_slice(total, before + piece, (y, x, 0))
+class Blend:
+  """Joins large overlapping pieces one after the other, in the host's memory, so that a device has only one of them.
 
+  A piece counts fully in its middle and falls linearly to its edges over the overlap, so that joins do not show.
 
-@jax.jit
-def _blended(total: jax.Array) -> jax.Array:
-  return total[..., :-1] / jnp.where(total[..., -1:] > 0, total[..., -1:], 1)
+  Attributes:
+    canvas: What is joined so far, (height, width, channels) float32: all of it, once the last piece is added.
+  """
+
+  def __init__(self, shape: tuple[int, int, int], rows: Axis, columns: Axis):
+    """Pieces of a grid: those that begin at a row and at a column of `rows` and `columns`, where `shape` cuts them."""
+    self.canvas = np.zeros(shape, np.float32)
+    self._weights = rows.weights, columns.weights
+
+  def add(self, piece: Float[np.ndarray, "h w c"], y: int, x: int) -> None:
+    """Adds the piece whose top left corner is at (y, x). It may lie in a frame, of which the piece's sides count."""
+    part = self.canvas[y : y + len(self._weights[0][y]), x : x + len(self._weights[1][x])]
+    height, width = part.shape[:2]
+    weights = self._weights[0][y][:height, None] * self._weights[1][x][:width]
+    # What lies beyond a piece in its frame has no meaning, and may be anything.
+    part += piece[:height, :width] * weights[..., None]
 
 
 def _ramp(side: int, overlap: int) -> np.ndarray:
