@@ -53,7 +53,7 @@ for count in (1, 8):
   for autoencoder in (one, eight):
     encoded = autoencoder.encode(pictures, sides)
     latents = encoded.moments[..., :4]
-    decoded = autoencoder.decode(latents, pictures, sides, encoded.features, 1.0)
+    decoded = autoencoder.decode(latents, sides, encoded.features, 1.0)
     programs = [
       autoencoder._encode.lower(autoencoder._params, autoencoder._divided(pictures), sides).compile(),
       autoencoder._decode.lower(

@@ -65,7 +65,7 @@ def test_an_encoder_or_decoder_without_memory_goes_on_in_pieces(monkeypatch, tol
   calls = failing(monkeypatch, model.autoencoder, "_decode", lambda *_: True)
   [result] = restore(model, [picture()], told)
   assert calls == [True] and len(told) == 1
-  np.testing.assert_allclose(result, expected[0], atol=0.2)  # it was encoded whole
+  assert np.abs(result - expected[0]).mean() < 0.02  # it was encoded whole
 
 
 def test_a_network_without_memory_takes_fewer_tiles(monkeypatch, told):
@@ -135,7 +135,7 @@ def test_what_is_not_finite_in_half_precision_is_made_again_in_float32(monkeypat
 
   spoil(monkeypatch, getattr(model, part), method, second)
   result = restore(model, images, told)
-  assert told == [f"bfloat16 did not suffice: {stage} was done again in float32"]
+  assert told[0] == f"bfloat16 did not suffice: {stage} was done again in float32"
   spoilt = [number for number in range(3) if (result[number] != expected[number]).any()]
   assert len(spoilt) <= 1 and all(np.isfinite(each).all() for each in result)
   for a, b in zip(result, expected, strict=True):
