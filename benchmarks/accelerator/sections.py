@@ -158,7 +158,7 @@ def autoencoder(run: Run) -> None:
       run.row("encode", **about, ms=1e3 * run.seconds(encoding, 10), first_call_s=first)
       moments, features = encoding()
       latent = moments[..., : run.config.autoencoder.latent_channels].astype(jnp.float32)
-      decoding = lambda: whole.decode(latent, images, sides, features, 0.5)  # noqa: B023
+      decoding = lambda: whole.decode(latent, sides, features, 0.5)  # noqa: B023
       first, finite = clock(decoding), bool(jnp.isfinite(decoding()).all())
       ms = 1e3 * run.seconds(decoding, 10)
       run.row("decode with CFW", **about, ms=ms, first_call_s=first, finite=finite)
