@@ -7,6 +7,7 @@ import re
 import psutil
 
 from stablesr_jax.errors import UserError
+from stablesr_jax.settings import shorten
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
@@ -17,9 +18,9 @@ def parse_size(text: str, name: str) -> int:
   Raises:
     UserError: It is no size; the message calls it `name`.
   """
-  found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+  found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?) ?([kmgt]?)(?:i?b)?", text.strip().lower())
   if found is None or float(found[1]) == 0:
-    raise UserError(f"{name} {text}: must be a size such as 8G or 500M")
+    raise UserError(f"{name} {shorten(text)}: must be a size such as 8G or 500M")
   return int(float(found[1]) * _UNITS[found[2]])
 
 

@@ -85,7 +85,8 @@ def platform(mesh: jax.sharding.Mesh | None = None) -> Platform:
 
 
 def free_memory(mesh: jax.sharding.Mesh, most: float = math.inf) -> float:
-  """The bytes that can still be taken on each of a mesh's devices; infinite where they do not tell.
+  """The bytes that can still be taken on each of a mesh's devices; infinite where they do not tell, negative
+  where more than `most` is in use.
 
   CPU devices share what the machine has, or what is left of this process's limit.
 
@@ -94,9 +95,9 @@ def free_memory(mesh: jax.sharding.Mesh, most: float = math.inf) -> float:
   """
   if platform(mesh) == "cpu":
     devices = len(mesh.local_devices)
-    return max(min(host_memory.available() / devices, most - host_memory.resident() / devices), 0)
+    return min(host_memory.available() / devices, most - host_memory.resident() / devices)
   stats = [device.memory_stats() or {} for device in mesh.local_devices]
-  return max(min(min(s["bytes_limit"], most) - s["bytes_in_use"] if "bytes_limit" in s else most for s in stats), 0)
+  return min(min(s["bytes_limit"], most) - s["bytes_in_use"] if "bytes_limit" in s else most for s in stats)
 
 
 def for_devices(compute: ComputeConfig, mesh: jax.sharding.Mesh) -> ComputeConfig:

@@ -15,7 +15,7 @@ GREEN, MAGENTA = (64, 197, 64), (255, 0, 255)
 class Bicubic(Stub):
   """Enlarges as Pillow does, each channel in floats."""
 
-  def upscale_batch(self, images, *, scale, keys, sampling, progress):
+  def upscale_batch(self, images, *, scale, keys, sampling, progress, tell):
     def enlarge(image):
       planes = [Image.fromarray(np.ascontiguousarray(image[..., c])) for c in range(3)]
       size = scale.of(image.shape[:2])[::-1]

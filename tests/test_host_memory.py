@@ -47,7 +47,7 @@ def test_sizes(text, size):
   assert host_memory.parse_size(text, "max-memory") == size
 
 
-@pytest.mark.parametrize("text", ["", "0", "0G", "much", "-1G", "1e9", "8 GG", "inf"])
+@pytest.mark.parametrize("text", ["", "0", "0G", "much", "-1G", "1e9", "8 GG", "inf", "٣G", "9" * 5000])
 def test_what_is_no_size(text):
   with pytest.raises(UserError, match=r"^max-memory .*: must be a size such as 8G or 500M$"):
     host_memory.parse_size(text, "max-memory")

@@ -60,7 +60,7 @@ def calls(monkeypatch):
 
   made = Calls()
 
-  def upscale_batch(self, images, *, scale, keys, sampling, progress):
+  def upscale_batch(self, images, *, scale, keys, sampling, progress, tell):
     made.append({"model": self, "scale": scale, "keys": keys, "sampling": sampling})
     if made.error is not None:
       raise made.error
@@ -356,7 +356,8 @@ def test_inputs_are_never_replaced(run, calls, tmp_path, capsys, source, target,
     ("photo.png", "out.png", ["--scale", 0], "scale 0.0: must be greater than 0"),
     ("photo.png", "out.png", ["--scale", "nan"], "scale nan: must be a finite number"),
     ("photo.png", "out.png", ["--seed", 2**32], "seed 4294967296: must be 0 to 4294967295"),
-    ("photo.png", "out.png", ["--tile-batch", 0], "tile-batch 0: must be at least 1"),
+    ("photo.png", "out.png", ["--tile-batch", 0], "tile-batch 0: must be 1 to 4096"),
+    ("photo.png", "out.png", ["--max-memory", "much"], "max-memory much: must be a size such as 8G or 500M"),
     ("photo.png", "out.png", ["--autoencoder-tile", 0], "autoencoder-tile 0: must be auto or at least 64 pixels"),
     ("photo.png", "out.png", ["--stepz", 4], "--steps"),
     ("photo.png", "out.png", ["--steps", "many"], "--steps"),

@@ -19,7 +19,7 @@ from tests.stub import Stub
 class Resized(Stub):
   """A model that makes black pictures of the size that is asked for."""
 
-  def upscale_batch(self, images, *, scale, keys, sampling, progress=None):
+  def upscale_batch(self, images, *, scale, keys, sampling, progress=None, tell=None):
     return [np.zeros((*scale.of(image.shape[:2]), 3), np.float32) for image in images]
 
 

@@ -219,8 +219,8 @@ def check(arguments: Arguments) -> None:
     (a.pre_clean is None or a.pre_cleaned is None, "--pre-clean and --pre-cleaned: give one of them"),
     (a.save_steps_every is None or a.save_steps is not None, "--save-steps-every: is only for --save-steps"),
     (
-      a.autoencoder_tile == "auto" or (a.autoencoder_tile.isdecimal() and int(a.autoencoder_tile) >= 64),
-      f"autoencoder-tile {a.autoencoder_tile}: must be auto or at least 64 pixels",
+      a.autoencoder_tile == "auto" or bool(re.fullmatch("0*(6[4-9]|[7-9][0-9]|[1-9][0-9]{2,8})", a.autoencoder_tile)),
+      f"autoencoder-tile {shorten(a.autoencoder_tile)}: must be auto or at least 64 pixels",
     ),
   ):
     if not ok:
