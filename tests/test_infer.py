@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import functools
 import io
+import json
 import os
 import pathlib
 import shutil
@@ -127,6 +128,7 @@ def test_what_is_not_given_is_the_models(run, calls, tmp_path):
 
 def test_every_option_arrives(run, calls, tmp_path, monkeypatch):
   monkeypatch.setattr(StableSR, "check", lambda self, sampling: None)  # the micro model has no text encoder
+  monkeypatch.setattr(infer, "require_able", lambda *args: None)
   load, loaded = StableSR.load, []
   monkeypatch.setattr(StableSR, "load", lambda path, **options: loaded.append(options) or load(path, **options))
   wanted = SamplingConfig(
@@ -475,3 +477,32 @@ sys.exit(" ".join(name for name in ("jax", "torch", "transformers", "tensorflow"
 """
   done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
   assert done.stderr.strip() == "" and "--input" in done.stdout
+
+
+@pytest.mark.parametrize(
+  "options, message",
+  [
+    (("--start-step", 1000), "start-step 1000: must be at most 999, the diffusion's last timestep"),
+    (("--prompt", "hello"), "prompt 'hello': this model has no text encoder; only the null prompt is possible"),
+    (("--tile-batch", 0), "tile-batch 0: must be 1 to 4096"),
+    (("--group", "9" * 5000), f"group {'9' * 116} ...: must be auto or at least 1"),
+    (("--name", "{"), "name '{': "),
+  ],
+)
+def test_a_dry_run_refuses_what_the_run_would(run, model_folder, tmp_path, capsys, options, message):
+  save(tmp_path / "photo.png")
+  for more in ((), ("--dry-run",)):
+    assert run(tmp_path / "photo.png", tmp_path / "out.png", *options, *more) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error
+
+
+def test_a_model_without_an_autoencoder_is_refused_in_a_line(run, model_folder, tmp_path, capsys):
+  folder = shutil.copytree(model_folder, tmp_path / "model")
+  values = json.loads((folder / "model.json").read_text())
+  values["architecture"]["autoencoder"] = None
+  (folder / "model.json").write_text(json.dumps(values))
+  save(tmp_path / "photo.png")
+  for more in ((), ("--dry-run",)):
+    assert run(tmp_path / "photo.png", tmp_path / "out.png", *more, folder=folder) == 2
+    assert "this model has no autoencoder, so it cannot restore pictures" in one_error(capsys)

@@ -28,6 +28,7 @@ from stablesr_jax.cli.piped import is_piped, read_piped
 from stablesr_jax.errors import UserError
 from stablesr_jax.files import require_writable
 from stablesr_jax.images import read_image, require_holds
+from stablesr_jax.inference.abilities import require_able, require_parts
 from stablesr_jax.inference.companions import find_companions
 from stablesr_jax.inference.jobs import Summary, model_identity, prepare, run_jobs, settings, short_of_space
 from stablesr_jax.inference.manifest import Results
@@ -150,6 +151,8 @@ def _restore(arguments: Arguments, found: Found, place: Place, prog: str) -> tup
   folder = arguments.model or EMBEDDED
   manifest = read_manifest(folder)
   sampling, steps = sampling_of(arguments, manifest.sampling), steps_of(arguments, found)
+  require_parts(manifest)
+  require_able(manifest.architecture, sampling)
   cleaner = None
   if arguments.pre_clean is not None:
     cleaner = model_identity(read_pre_cleaner(arguments.pre_clean), arguments.pre_clean)

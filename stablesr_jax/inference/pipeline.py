@@ -1,5 +1,6 @@
 """The assembled system: load a converted model, enlarge and restore pictures of any size."""
 
+import dataclasses
 import functools
 import math
 import os
@@ -16,6 +17,7 @@ from stablesr_jax.checkpoints.store import EMBEDDED, NULL_PROMPT, Manifest, load
 from stablesr_jax.config import ComputeConfig, SamplingConfig
 from stablesr_jax.errors import UserError
 from stablesr_jax.inference import memory
+from stablesr_jax.inference.abilities import require_able, require_parts
 from stablesr_jax.inference.output_size import OutputSize
 from stablesr_jax.inference.picture_sizes import PictureSizes
 from stablesr_jax.inference.pre_clean import PreCleaner
@@ -72,10 +74,9 @@ class StableSR:
       model_path: Where to find the text encoder when a prompt first needs it.
     """
     self.manifest, self.config = manifest, manifest.architecture
-    for part in ("unet", "time_aware_encoder", "autoencoder"):
-      if getattr(self.config, part) is None:
-        raise UserError(f"{manifest.name}: this model has no {part.replace('_', ' ')}, so it cannot restore pictures")
-    assert self.config.autoencoder is not None
+    require_parts(manifest)
+    if tile_batch is not None and tile_batch < 1:
+      raise UserError(f"tile-batch {tile_batch}: must be at least 1")
     self._mesh = mesh or data_mesh(jax.local_devices())
     self._compute, self.path = for_devices(compute, self._mesh), model_path
     self._max_memory = math.inf if max_memory is None else max_memory
@@ -118,7 +119,9 @@ class StableSR:
       UserError: The folder is no converted model, or lacks a part; one line that names it.
     """
     manifest = manifest or read_manifest(path)
-    mesh = data_mesh(devices or jax.local_devices())
+    if devices is not None and not devices:
+      raise UserError("devices: must be at least one")
+    mesh = data_mesh(jax.local_devices() if devices is None else devices)
     compute = compute_for(precision, mesh)
     parts = ["unet", "time_aware_encoder", "autoencoder", NULL_PROMPT]
     params = load_params(path, manifest, parts, dtype=compute.dtype, sharding=replicated(mesh))
@@ -263,12 +266,9 @@ class StableSR:
 
   def check(self, sampling: SamplingConfig) -> None:
     """Raises UserError if this model cannot do what the settings ask for."""
-    sampling.require_within(self.config.diffusion, "start_step")
-    if sampling.fidelity_weight > 0 and not self.autoencoder.config.cfw:
-      raise UserError(f"fidelity-weight {sampling.fidelity_weight}: this model has no CFW; only 0 is possible")
-    for name, prompt in (("prompt", sampling.prompt), ("negative-prompt", sampling.negative_prompt)):
-      if prompt not in self._prompts and (self.config.text_encoder is None or self.path is None):
-        raise UserError(f"{name} {prompt!r}: this model has no text encoder; only the null prompt is possible")
+    # Without a folder there is none to load the text encoder from.
+    config = self.config if self.path is not None else dataclasses.replace(self.config, text_encoder=None)
+    require_able(config, sampling, self._prompts)
 
   def has_room(self, sizes: Sequence[tuple[int, int]], *, scale: float | OutputSize, sampling: SamplingConfig) -> bool:
     """Whether pictures of these sizes (height, width) leave the devices room for another, restored together with them.
