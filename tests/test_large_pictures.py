@@ -36,15 +36,16 @@ def test_reflections_go_to_and_fro():
 
 
 @pytest.mark.parametrize("name, weight", [("adain", 1), ("adain", 0.3), ("wavelet", 1), ("lab", 0.5), ("none", 1)])
-@pytest.mark.parametrize("rows", [7, 64, 200])
-def test_colours_by_bands_are_those_of_the_whole(monkeypatch, name, weight, rows):
-  content = np.random.default_rng(0).normal(0.5, 0.3, (150, 40, 3)).astype(np.float32)
-  style = jnp.asarray(photograph(150, 40), jnp.float32) / 255
+@pytest.mark.parametrize("rows, columns", [(7, 33), (64, 20), (200, 50)])
+def test_colours_by_blocks_are_those_of_the_whole(monkeypatch, name, weight, rows, columns):
+  content = np.random.default_rng(0).normal(0.5, 0.3, (150, 50, 3)).astype(np.float32)
+  style = jnp.asarray(photograph(150, 50), jnp.float32) / 255
   expected = np.clip(color.fix(content[None], style[None], name, None, np.float32(weight)), 0, 1)[0]
-  monkeypatch.setattr(color_bands, "_BAND", rows * 40)
-  monkeypatch.setattr(color_bands, "_FEWEST_ROWS", 1)
-  beyond = jnp.pad(style, ((0, 300), (0, 0), (0, 0)), constant_values=7)
-  color_bands.fix_in_place(content, lambda top, count: beyond[top : top + count], name, weight)
+  monkeypatch.setattr(color_bands, "_ROWS", rows)
+  monkeypatch.setattr(color_bands, "_COLUMNS", columns)
+  beyond = jnp.pad(style, ((0, 300), (0, 200), (0, 0)), constant_values=7)
+  part = lambda top, left, shape: beyond[top : top + shape[0], left : left + shape[1]]
+  color_bands.fix_in_place(content, part, name, weight)
   np.testing.assert_allclose(content, expected, atol=5e-6)
 
 

@@ -304,8 +304,7 @@ class Stages:
       finite = bool(np.isfinite(canvas.min()) and np.isfinite(canvas.max()))  # no second array of its size
       canvas += 1
       canvas /= 2
-      style = lambda row, rows: picture.part(row, 0, (rows, canvas.shape[1]))
-      color_bands.fix_in_place(canvas, style, color_fix, weight)
+      color_bands.fix_in_place(canvas, picture.part, color_fix, weight)
       return [(number, canvas, finite)]
     lr, features = kept.lr, kept.features
     if lr is None or (features is None and self.autoencoder.config.cfw):
