@@ -112,3 +112,11 @@ def test_the_examples_are_its_results(model):
   restored = model.upscale(Image.open(EXAMPLES / "degraded" / f"{name}.png"), seed=gallery.SEED)
   shown = np.asarray(Image.open(EXAMPLES / "restored" / f"{name}.png"), np.float32)
   assert np.abs(np.asarray(restored, np.float32) - shown).mean() < 1
+
+
+@pytest.mark.parametrize("size, scale", [((1, 1), 4), ((5, 7), 0.5), ((3, 90), 4)])
+def test_a_flat_picture_of_few_pixels_stays_flat(model, size, scale):
+  """Most of what the networks see is then reflection, in whose middle the picture lies."""
+  colour = np.array([200, 30, 90], np.uint8)
+  result = model.upscale(np.tile(colour, (*size, 1)), scale=scale)
+  assert np.abs(result.astype(int) - colour).max() <= 3

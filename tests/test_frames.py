@@ -10,6 +10,7 @@ import pytest
 from stablesr_jax import pixels
 from stablesr_jax.config import ComputeConfig
 from stablesr_jax.inference import color, frames
+from stablesr_jax.inference.enlarged import Enlarged
 from stablesr_jax.models.kl_autoencoder import Autoencoder
 from stablesr_jax.models.parameters import apply
 from tests import micro
@@ -23,38 +24,32 @@ def test_frames_grow_by_half_at_most():
   assert frames.around((65, 512)) == (96, 512)
 
 
-def in_frame(image: np.ndarray, target: tuple[int, int], way: str) -> jax.Array:
-  source = image.shape[0], image.shape[1]
-  return frames.resize(
-    frames.put(image, frames.around(source)),
-    np.array(source),
-    np.array(target),
-    frame=frames.around(target),
-    way=way,
-  )[: target[0], : target[1]]
+def in_frame(image: np.ndarray, target: tuple[int, int]) -> jax.Array:
+  return Enlarged(image, target).part(0, 0, frames.around(target))[: target[0], : target[1]]
 
 
 def test_a_larger_picture_is_that_of_training():
   image = np.random.default_rng(0).random((70, 33, 3), np.float32)
-  np.testing.assert_allclose(
-    in_frame(image, (280, 100), "enlarge"), pixels.enlarge(image[None], (280, 100))[0], atol=2e-5
-  )
+  np.testing.assert_allclose(in_frame(image, (280, 100)), pixels.enlarge(image[None], (280, 100))[0], atol=2e-5)
 
 
 def test_a_smaller_picture_is_antialiased():
   image = np.random.default_rng(0).random((70, 100, 3), np.float32)
   expected = jax.image.resize(image, (33, 67, 3), "cubic", antialias=True).clip(0, 1)
-  np.testing.assert_allclose(in_frame(image, (33, 67), "shrink"), expected, atol=1e-5)
+  np.testing.assert_allclose(in_frame(image, (33, 67)), expected, atol=1e-5)
   # A pattern finer than the result's pixels becomes grey; without antialiasing it stays at full contrast.
   fine = np.indices((64, 64)).sum(0).astype(np.float32)[..., None].repeat(3, axis=2) % 2
-  assert jnp.abs(in_frame(fine, (21, 21), "shrink") - 0.5)[2:-2, 2:-2].max() < 0.05
-  assert jnp.abs(in_frame(fine, (21, 21), "enlarge") - 0.5).max() > 0.45
+  assert jnp.abs(in_frame(fine, (21, 21)) - 0.5)[2:-2, 2:-2].max() < 0.05
+  assert jnp.abs(pixels.resize(jnp.moveaxis(fine, -1, 0), 21, 21, "bicubic") - 0.5).max() > 0.45
 
 
 def test_the_reflection_is_numpys():
   image = np.random.default_rng(0).random((5, 7, 3), np.float32)
   expected = np.pad(image, [(0, 3), (0, 1), (0, 0)], mode="reflect")
-  np.testing.assert_array_equal(frames.reflect(jnp.asarray(frames.put(image, (8, 8))), np.array([5, 7])), expected)
+  np.testing.assert_allclose(Enlarged(image, (5, 7)).part(0, 0, (8, 8)), expected, atol=1e-6)
+  # In the middle of a larger canvas it goes on to both sides.
+  expected = np.pad(image, [(2, 2), (4, 5), (0, 0)], mode="reflect")
+  np.testing.assert_allclose(Enlarged(image, (5, 7), (9, 16)).part(0, 0, (9, 16)), expected, atol=1e-6)
 
 
 def test_noise_is_that_of_a_pixel_wherever_its_picture_lies():

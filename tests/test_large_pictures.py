@@ -12,16 +12,9 @@ from tests.micro import photograph
 @pytest.mark.parametrize("target", [(160, 200), (123, 77), (30, 25), (45, 33)])
 def test_parts_of_an_enlarged_picture_are_the_whole_ones(target):
   image = photograph(40, 33) / np.float32(255)
-  frame = frames.around(target)
-  whole = frames.resize(
-    frames.put(image, frames.around((40, 33))),
-    np.array([40, 33]),
-    np.array(target),
-    frame=frame,
-    way=frames.way((40, 33), target),
-  )
-  whole = np.pad(whole[: target[0], : target[1]], [(0, 20), (0, 20), (0, 0)], mode="reflect")
   enlarged = Enlarged(image, target)
+  whole = enlarged.part(0, 0, target)
+  whole = np.pad(whole, [(0, 20), (0, 20), (0, 0)], mode="reflect")
   for top in range(0, target[0], 17):
     for left in range(0, target[1], 25):
       part = enlarged.part(top, left, (32, 16))

@@ -11,36 +11,42 @@ from jaxtyping import Array, Float, Int
 
 from stablesr_jax import pixels
 from stablesr_jax.inference import frames
+from stablesr_jax.inference.picture_sizes import margins
 
 # Beyond what taps reach by their definition, as their place is rounded.
 _MARGIN = 1
 
 
 class Enlarged:
-  """A picture, enlarged bicubic as in training, or shrunk with antialiasing: as `frames.resize` brings it to a size.
+  """A picture, enlarged bicubic as in training, or shrunk with antialiasing, in the middle of a canvas.
 
   Attributes:
-    size: The height and width.
+    canvas: The canvas's height and width.
   """
 
-  def __init__(self, image: Float[np.ndarray, "h w 3"], size: tuple[int, int]):
-    """A picture in [0, 1], and the height and width to bring it to."""
-    self._image, self.size = image, size
+  def __init__(self, image: Float[np.ndarray, "h w 3"], size: tuple[int, int], canvas: tuple[int, int] | None = None):
+    """A picture in [0, 1], the height and width to bring it to, and the canvas's, which are those by default."""
+    self._image, self._size, self.canvas = image, size, canvas or size
+    self._origin = margins(size, self.canvas)
     self._source = image.shape[0], image.shape[1]
-    self._way: Literal["enlarge", "shrink"] = frames.way(self._source, size)
+    self._way: Literal["enlarge", "shrink"] = (
+      "shrink" if size[0] < image.shape[0] or size[1] < image.shape[1] else "enlarge"
+    )
 
   def part(self, top: int, left: int, shape: tuple[int, int]) -> Float[Array, "{shape[0]} {shape[1]} 3"]:
-    """The part with this corner and shape, in [0, 1]. Beyond the bottom and the right lies the picture's reflection."""
+    """The part of the canvas with this corner and shape, in [0, 1]. Around the picture lies its reflection, to and fro
+    where it is short, beyond the canvas, too."""
+    corner = top - self._origin[0], left - self._origin[1]
     entries = [
       frames.mirrored(first + np.arange(count), side)
-      for first, count, side in zip((top, left), shape, self.size, strict=True)
+      for first, count, side in zip(corner, shape, self._size, strict=True)
     ]
     spans = [self._span(axis, entries[axis]) for axis in (0, 1)]
     crop = self._image[tuple(slice(*span) for span in spans)]
     return _resize(
       frames.put(crop, frames.around((crop.shape[0], crop.shape[1]))),
       np.array(self._source, np.int32),
-      np.array(self.size, np.int32),
+      np.array(self._size, np.int32),
       np.array([first for first, _ in spans], np.int32),
       *(numbers.astype(np.int32) for numbers in entries),
       way=self._way,
@@ -48,7 +54,7 @@ class Enlarged:
 
   def _span(self, axis: int, entries: Int[np.ndarray, " n"]) -> tuple[int, int]:
     """The first of the source's entries that these are made of, and the end of them."""
-    step = self._source[axis] / self.size[axis]
+    step = self._source[axis] / self._size[axis]
     reach = math.ceil(2 * max(step, 1)) + _MARGIN
     first, last = ((number + 0.5) * step - 0.5 for number in (entries.min(), entries.max()))
     return max(math.floor(first) - reach, 0), min(math.ceil(last) + reach + 1, self._source[axis])

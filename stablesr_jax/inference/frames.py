@@ -5,17 +5,13 @@ the picture has no meaning, and changes nothing within it.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
-
-from stablesr_jax import pixels
 
 SMALLEST = 32
 """The shortest side of a frame of pixels."""
@@ -42,46 +38,11 @@ def put(picture: Float[np.ndarray, "h w c"], frame: tuple[int, int]) -> Float[np
   return np.pad(picture, [(0, frame[axis] - picture.shape[axis]) for axis in (0, 1)] + [(0, 0)])
 
 
-@functools.partial(jax.jit, static_argnames=("frame", "way"))
-def resize(
-  picture: Float[Array | np.ndarray, "h w 3"],
-  source: Int[Array | np.ndarray, "2"],
-  target: Int[Array | np.ndarray, "2"],
-  *,
-  frame: tuple[int, int],
-  way: Literal["enlarge", "shrink"],
-) -> Float[Array, "{frame[0]} {frame[1]} 3"]:
-  """Brings a picture in [0, 1] to another size: enlarged bicubic as in training, or shrunk with antialiasing."""
-  planes = jnp.moveaxis(picture, -1, 0)
-  axes = range(2)
-  if way == "shrink":
-    rows, columns = (pixels.antialiased(picture.shape[axis], source[axis], target[axis], frame[axis]) for axis in axes)
-    resized = jnp.einsum("yh,chw,xw->cyx", rows, planes, columns, precision=jax.lax.Precision.HIGHEST)
-  else:
-    taps = (pixels.bicubic_taps(source[axis], target[axis], frame[axis]) for axis in axes)
-    resized = pixels.apply_taps(planes, *taps)
-  return jnp.clip(jnp.moveaxis(resized, 0, -1), 0, 1)
-
-
-def way(before: tuple[int, int], after: tuple[int, int]) -> Literal["enlarge", "shrink"]:
-  """How a picture is brought from a height and width to others."""
-  return "shrink" if after[0] < before[0] or after[1] < before[1] else "enlarge"
-
-
 def mirrored(entries: Int[np.ndarray, " n"], side: int) -> Int[np.ndarray, " n"]:
-  """Which entries of a side lie at these places, where it goes on beyond its end as its reflection, to and fro."""
+  """Which entries of a side lie at these places, where it goes on beyond its ends as its reflection, to and fro."""
   period = max(2 * (side - 1), 1)
   entries = entries % period
   return np.minimum(entries, period - entries) if side > 1 else np.zeros_like(entries)
-
-
-def reflect(picture: Float[Array, "h w c"], sides: Int[Array | np.ndarray, "2"]) -> Float[Array, "h w c"]:
-  """Fills the frame beyond the bottom and the right with the picture's reflection, to and fro where that is short."""
-  for axis in (0, 1):
-    last = sides[axis] - 1
-    index = jnp.arange(picture.shape[axis]) % jnp.maximum(2 * last, 1)
-    picture = jnp.take(picture, jnp.where(index <= last, index, 2 * last - index), axis=axis)
-  return picture
 
 
 @jax.tree_util.register_dataclass

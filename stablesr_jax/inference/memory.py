@@ -57,7 +57,7 @@ def of_picture(
   On a CPU that includes what is on the host.
   """
   assert config.autoencoder is not None
-  frame, latent, tile, pixels = (math.prod(sides) for sides in (sizes.frame, sizes.latent, sizes.tile, sizes.size))
+  frame, latent, tile, pixels = (math.prod(sides) for sides in (sizes.frame, sizes.latent, sizes.tile, sizes.canvas))
   at_once = min(frame, compute.devices * autoencoder_tile**2)
   networks = of_autoencoder(config.autoencoder, at_once // compute.devices, compute.platform)
   kept = frame / compute.devices * of_pixel(config.autoencoder, compute) if at_once == frame else 0

@@ -17,7 +17,7 @@ from stablesr_jax.errors import UserError
 from stablesr_jax.inference import frames
 from stablesr_jax.models.components import modules
 from stablesr_jax.models.parameters import Params, apply
-from stablesr_jax.parallel import batched, data_mesh, for_devices, platform, replicated
+from stablesr_jax.parallel import batched, compute_for, data_mesh, for_devices, replicated
 from stablesr_jax.pixels import Picture, antialiased, like, to_float
 
 FACTOR = 4
@@ -83,11 +83,10 @@ class PreCleaner:
       UserError: The folder is no converted model, or has no pre-cleaner.
     """
     manifest = read_pre_cleaner(path)
-    mesh = data_mesh(devices or jax.local_devices())
-    if precision == "auto":
-      precision = "float32" if platform(mesh) == "cpu" else "bfloat16"
-    params = load_params(path, manifest, ["precleaner"], dtype=precision, sharding=replicated(mesh))["precleaner"]
-    return cls(manifest, params, compute=ComputeConfig(dtype=precision), mesh=mesh, path=path)
+    mesh = data_mesh(jax.local_devices() if devices is None else devices)
+    compute = compute_for(precision, mesh)
+    params = load_params(path, manifest, ["precleaner"], dtype=compute.dtype, sharding=replicated(mesh))["precleaner"]
+    return cls(manifest, params, compute=compute, mesh=mesh, path=path)
 
   def __call__(self, image: Picture) -> Picture:
     """Cleans a picture.

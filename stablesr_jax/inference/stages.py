@@ -124,7 +124,7 @@ class Kept(NamedTuple):
 
   Attributes:
     numbers: The pictures.
-    lr: They at the result's size, in [0, 1], in their frame; None where they go through in pieces.
+    lr: Their canvases, in [0, 1], in their frame; None where they go through in pieces.
     features: The encoder's features, for CFW; None where they are computed again.
   """
 
@@ -279,9 +279,9 @@ class Stages:
     return jax.block_until_ready(low), kept  # what is wrong is known here
 
   def _encode_whole(self, task: Task, numbers: Sequence[int]) -> tuple[jax.Array, jax.Array, list[jax.Array] | None]:
-    """Pictures of one frame: they at the result's size, in [0, 1]; their moments and their features."""
-    lr, padded = _joined([_prepared(task.images[number], task.sizes[number]) for number in numbers])
-    moments, features = self.autoencoder.encode(padded, _sides(task, numbers))
+    """Pictures of one frame: their canvases, in [0, 1]; their moments and their features."""
+    lr, pictures = _batch([self._enlarged(task, number).part(0, 0, task.sizes[number].frame) for number in numbers])
+    moments, features = self.autoencoder.encode(pictures, _sides(task, numbers))
     return lr, moments, features
 
   def _sample(self, task: Task, low: jax.Array, prompts: jax.Array, **options: Any) -> jax.Array:
@@ -305,16 +305,16 @@ class Stages:
       canvas += 1
       canvas /= 2
       color_bands.fix_in_place(canvas, picture.part, color_fix, weight)
-      return [(number, canvas, finite)]
+      return [(number, task.sizes[number].cut(canvas), finite)]
     lr, features = kept.lr, kept.features
     if lr is None or (features is None and self.autoencoder.config.cfw):
       lr, _, features = self._encode_whole(task, kept.numbers)
     decoded = self.autoencoder.decode(task.take(x, kept.numbers), _sides(task, kept.numbers), features, fidelity)
-    sizes = [task.sizes[number].size for number in kept.numbers]
-    finished, finite = _finish(decoded, lr, np.array(sizes, np.int32), weight, color_fix=color_fix)
+    canvases = np.array([task.sizes[number].canvas for number in kept.numbers], np.int32)
+    finished, finite = _finish(decoded, lr, canvases, weight, color_fix=color_fix)
     return [
-      (number, np.asarray(picture)[:height, :width], bool(whole))
-      for number, (height, width), picture, whole in zip(kept.numbers, sizes, finished, np.asarray(finite), strict=True)
+      (number, task.sizes[number].cut(np.asarray(canvas)), bool(whole))
+      for number, canvas, whole in zip(kept.numbers, finished, np.asarray(finite), strict=True)
     ]
 
   def _decode_with_less(self, task: Task, x: jax.Array, kept: Kept) -> list[tuple[int, np.ndarray, bool]]:
@@ -394,7 +394,7 @@ class Stages:
       task.tell(message)
 
   def _enlarged(self, task: Task, number: int) -> Enlarged:
-    return Enlarged(task.images[number], task.sizes[number].size)
+    return Enlarged(task.images[number], task.sizes[number].size, task.sizes[number].canvas)
 
   def _in_pieces(self, task: Task, numbers: Sequence[int]) -> bool:
     return not self.autoencoder.whole(task.sizes[numbers[0]].frame)
@@ -437,37 +437,11 @@ def _sides(task: Task, numbers: Sequence[int]) -> Int[np.ndarray, "b 2"]:
 # What is small is compiled in few programs: each costs a start of the process some 20 ms, whatever it does.
 
 
-def _prepared(
-  image: Float[np.ndarray, "h w 3"], sizes: PictureSizes
-) -> tuple[Float[Array, "1 H W 3"], Float[Array, "1 H W 3"]]:
-  """The picture at the result's size, in [0, 1]; and in [-1, 1], continued by its reflection."""
-  source = image.shape[0], image.shape[1]
-  return _prepare(
-    frames.put(image, frames.around(source)),
-    np.array(source, np.int32),
-    np.array(sizes.size, np.int32),
-    frame=sizes.frame,
-    way=frames.way(source, sizes.size),
-  )
-
-
-@functools.partial(jax.jit, static_argnames=("frame", "way"))
-def _prepare(
-  image: jax.Array, source: jax.Array, size: jax.Array, *, frame: tuple[int, int], way: Literal["enlarge", "shrink"]
-) -> tuple[jax.Array, jax.Array]:
-  resized = frames.resize(image, source, size, frame=frame, way=way)
-  return resized[None], frames.reflect(resized * 2 - 1, size)[None]
-
-
-def _joined(pictures: list[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.Array]:
-  """One batch of all."""
-  return pictures[0] if len(pictures) == 1 else _concatenated(pictures)
-
-
 @jax.jit
-def _concatenated(pictures: list[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.Array]:
-  lr, padded = zip(*pictures, strict=True)
-  return jnp.concatenate(lr), jnp.concatenate(padded)
+def _batch(pictures: list[Float[Array, "h w 3"]]) -> tuple[Float[Array, "b h w 3"], Float[Array, "b h w 3"]]:
+  """One batch of pictures in [0, 1], and it in [-1, 1]."""
+  lr = jnp.stack(pictures)
+  return lr, lr * 2 - 1
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=4)
@@ -528,13 +502,13 @@ def _finite_rows(sheet: Float[Array, "h w c"]) -> Bool[Array, " h"]:
 def _finish(
   decoded: Float[Array, "b h w 3"],
   lr: Float[Array, "b h w 3"],
-  size: Int[Array, "b 2"],
+  canvas: Int[Array, "b 2"],
   weight: Float[Array, ""],
   *,
   color_fix: str,
 ) -> tuple[Float[Array, "b h w 3"], Bool[Array, " b"]]:
   """The decoder's pictures in [0, 1], in the colours of `lr`; and whether all of the decoder's values were finite."""
-  rows, columns = (jnp.arange(decoded.shape[axis])[None] < size[:, axis - 1, None] for axis in (1, 2))
+  rows, columns = (jnp.arange(decoded.shape[axis])[None] < canvas[:, axis - 1, None] for axis in (1, 2))
   inside = (rows[:, :, None] & columns[:, None, :])[..., None]
   finite = (jnp.isfinite(decoded) | ~inside).all(axis=(1, 2, 3))
-  return jnp.clip(color.fix((decoded + 1) / 2, lr, color_fix, size, weight), 0, 1), finite
+  return jnp.clip(color.fix((decoded + 1) / 2, lr, color_fix, canvas, weight), 0, 1), finite

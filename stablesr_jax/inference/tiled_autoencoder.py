@@ -134,7 +134,7 @@ class TiledAutoencoder:
       fidelity_weight: The w of CFW in [0, 1].
 
     Returns:
-      A picture of about [-1, 1], not clipped, float32, of the size of `picture`, on the host.
+      A picture of about [-1, 1], not clipped, float32, of the canvas of `picture`, on the host.
     """
     f, weight = self.config.downsampling, jnp.float32(fidelity_weight)
     rows, columns = self._cut(size)
@@ -146,7 +146,7 @@ class TiledAutoencoder:
       return self._decode_piece(self._params, latent, self._piece(picture, y, x, size), sides, weight)
 
     # In pixels they are the same pieces.
-    blend = tiling.Blend((*picture.size, 3), *(_axis(f * side, self.tile) for side in size))
+    blend = tiling.Blend((*picture.canvas, 3), *(_axis(f * side, self.tile) for side in size))
     for y, x, decoded in _each(decode, rows, columns):
       blend.add(decoded[0], f * y, f * x)
     return blend.canvas
